@@ -1,0 +1,481 @@
+"""What controller and agent say to each other: msgspec structs in MessagePack, one struct a message.
+
+On the wire a message is one or two frames: the encoded struct, and the payload that it announces (a blob chunk, tensors).
+Requests carry an ``id`` that their reply repeats; `Event` subclasses carry the id of the request they belong to, or 0 for
+what was subscribed to. Within a major version fields are only added, each with a default, and unknown ones are ignored;
+another major version is refused by name.
+
+This module is the only one of the agent's that the controller may import.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from targets.base import FleetError, TensorSpec
+
+MAJOR = 1
+MINOR = 0
+
+DeviceState = Literal["idle", "leased", "activating", "benching"]
+DeployStatus = Literal["active", "unchanged", "rolled-back", "failed"]
+Verdict = Literal["VALID", "INVALID"]
+Codec = Literal["raw", "zstd"]
+
+
+class Message(msgspec.Struct, tag_field="t", kw_only=True):
+    """Anything on the wire. ``id`` ties a reply or an event to the request that caused it."""
+
+    id: int = 0
+
+
+# --- Session ------------------------------------------------------------------------------------
+
+
+class Hello(Message, tag="hello"):
+    """First message of a session; everything else before it is refused."""
+
+    major: int = MAJOR
+    minor: int = MINOR
+    client: str = ""
+
+
+class Welcome(Message, tag="welcome"):
+    major: int = MAJOR
+    minor: int = MINOR
+    agent_version: str
+    device: str
+    target: str
+    simulated: bool
+    max_message: int
+    #: Port of the device's TVM RPC listener, 0 when it has none.
+    rpc_port: int = 0
+
+
+class Failure(Message, tag="failure"):
+    """The request failed. ``code`` is stable, ``message`` and ``hint`` are for a person."""
+
+    code: str
+    message: str
+    hint: str = ""
+
+
+class Done(Message, tag="done"):
+    """The request succeeded and there is nothing to say."""
+
+
+class Ping(Message, tag="ping"):
+    pass
+
+
+# --- Status and leases --------------------------------------------------------------------------
+
+
+class GetStatus(Message, tag="get-status"):
+    pass
+
+
+class ReleaseInfo(msgspec.Struct, kw_only=True):
+    """What a slot runs: the active bundle and the one it can go back to (empty when there is none)."""
+
+    slot: str
+    bundle: str
+    model: str
+    activated_at: float
+    previous: str = ""
+    previous_model: str = ""
+
+
+class LeaseInfo(msgspec.Struct, kw_only=True):
+    holder: str
+    expires_in: float
+
+
+class Status(Message, tag="status"):
+    device: str
+    target: str
+    simulated: bool
+    agent_version: str
+    state: DeviceState
+    releases: list[ReleaseInfo]
+    lease: LeaseInfo | None = None
+    uptime: float = 0.0
+    telemetry: dict[str, float] = {}
+    #: Results in the journal that no controller has acknowledged.
+    unacknowledged: int = 0
+    store_bytes: int = 0
+    free_bytes: int = 0
+
+
+class AcquireLease(Message, tag="acquire-lease"):
+    """Exclusive use of the device. Given again to the same ``holder`` renews it; ``wait`` seconds to queue for it."""
+
+    holder: str
+    wait: float = 0.0
+
+
+class RenewLease(Message, tag="renew-lease"):
+    token: str
+
+
+class ReleaseLease(Message, tag="release-lease"):
+    token: str
+
+
+class Lease(Message, tag="lease"):
+    token: str
+    ttl: float
+
+
+# --- Pushing a bundle ---------------------------------------------------------------------------
+
+
+class BlobRef(msgspec.Struct, kw_only=True):
+    sha256: str
+    size: int
+
+
+class QueryBlobs(Message, tag="query-blobs"):
+    blobs: list[BlobRef]
+
+
+class MissingBlob(msgspec.Struct, kw_only=True):
+    sha256: str
+    #: Bytes already held of it from a push that was cut: go on from here.
+    offset: int = 0
+
+
+class MissingBlobs(Message, tag="missing-blobs"):
+    missing: list[MissingBlob]
+
+
+class PutChunk(Message, tag="put-chunk"):
+    """A piece of a blob, with its bytes in the payload frame. ``offset`` and ``total`` count uncompressed bytes.
+
+    Pieces of one blob are in order; ``length`` is the piece's uncompressed size, which bounds decompression.
+    """
+
+    token: str
+    sha256: str
+    offset: int
+    length: int
+    total: int
+    codec: Codec = "raw"
+
+
+class ChunkStored(Message, tag="chunk-stored"):
+    sha256: str
+    offset: int
+    complete: bool
+
+
+class StageBundle(Message, tag="stage-bundle"):
+    """Make a bundle of blobs that are all there. The manifest's canonical bytes are the payload frame."""
+
+    token: str
+    key_id: str = ""
+    signature: bytes = b""
+
+
+class BundleStaged(Message, tag="bundle-staged"):
+    bundle: str
+
+
+# --- Releases -----------------------------------------------------------------------------------
+
+
+class Activate(Message, tag="activate"):
+    """Prove a staged bundle on this device and make it the slot's release. Sends `Stage` events, ends in `Activated`."""
+
+    token: str
+    bundle: str
+    slot: str = "default"
+    #: Median latency in milliseconds above which the release is refused; 0 asks for none.
+    latency_budget_ms: float = 0.0
+    threads: int = 0
+    deadline: float = 0.0
+
+
+class Activated(Message, tag="activated"):
+    status: DeployStatus
+    bundle: str
+    #: Why it was rolled back, in words that name the check, the figure and the bound.
+    reason: str = ""
+    #: The release that is active now.
+    active: str = ""
+    golden_error: float = 0.0
+    latency_ms: float = 0.0
+
+
+class Rollback(Message, tag="rollback"):
+    token: str
+    slot: str = "default"
+
+
+# --- Using a release ----------------------------------------------------------------------------
+
+
+class Infer(Message, tag="infer"):
+    """Run once. Payload: the input tensors' raw bytes, one after the other, as ``inputs`` describes them."""
+
+    inputs: list[TensorSpec]
+    slot: str = "default"
+    #: A bundle in the store to run instead of the slot's release.
+    bundle: str = ""
+    threads: int = 0
+
+
+class Inferred(Message, tag="inferred"):
+    """Payload: the output tensors' raw bytes, one after the other."""
+
+    bundle: str
+    outputs: list[TensorSpec]
+    seconds: float
+
+
+class GetManifest(Message, tag="get-manifest"):
+    """Payload of the reply (`Done`): the canonical manifest of a bundle in the store, or of a slot's release."""
+
+    bundle: str = ""
+    slot: str = "default"
+
+
+# --- Bench --------------------------------------------------------------------------------------
+
+
+class BenchSpec(msgspec.Struct, kw_only=True):
+    """What is asked of one measurement; see targets/bench.py for how it is carried out."""
+
+    min_duration: float = 2.0
+    percentile: float = 90.0
+    #: More queries than the percentile needs, if positive.
+    min_queries: int = 0
+    warmup_max: float = 20.0
+    threads: int = 0
+    max_other_load: float = 0.25
+
+
+class Bench(Message, tag="bench"):
+    """Measure releases or bundles. Two bundles are interleaved block by block (A/B). Sends `Samples`, ends in `BenchDone`.
+
+    ``bundles`` may be empty: then the slot's release is measured.
+    """
+
+    token: str
+    spec: BenchSpec
+    bundles: list[str] = []
+    slot: str = "default"
+
+
+class LatencyStats(msgspec.Struct, kw_only=True):
+    """Milliseconds. ``ci50`` is the 95 % confidence interval of the median."""
+
+    mean: float
+    std: float
+    min: float
+    p50: float
+    p90: float
+    p99: float
+    max: float
+    ci50: tuple[float, float]
+
+
+class RunResult(msgspec.Struct, kw_only=True):
+    """One bench run, whole: kept in the agent's journal until a controller acknowledges ``run``."""
+
+    run: str
+    device: str
+    target: str
+    simulated: bool
+    model: str
+    bundle: str
+    engine: str
+    batch: int
+    started_at: float
+    verdict: Verdict
+    reason: str = ""
+    latency_ms: LatencyStats
+    #: Items (batch times queries) per second.
+    throughput: float
+    #: Milliseconds, in the order they were taken.
+    samples: list[float]
+    spec: BenchSpec
+    #: Readings named ``before.temperature_c``, ``during.other_load``, ``after.cpu_mhz``, …; runtime versions as text.
+    conditions: dict[str, float | str] = {}
+    counters: dict[str, float] = {}
+    #: For an A/B measurement, the run it was interleaved with.
+    interleaved_with: str = ""
+    agent_version: str = ""
+
+
+class BenchDone(Message, tag="bench-done"):
+    """Payload: the results, a MessagePack list of RunResult (they can be larger than a header should be)."""
+
+    runs: list[str]
+
+
+class Cancel(Message, tag="cancel"):
+    """Stop the activation or bench that request ``request`` of this session started."""
+
+    request: int
+
+
+class GetJournal(Message, tag="get-journal"):
+    """Results nobody has acknowledged. Payload of the reply (`Done`): a MessagePack list of RunResult."""
+
+    limit: int = 16
+
+
+class AckResults(Message, tag="ack-results"):
+    runs: list[str]
+
+
+# --- Watching -----------------------------------------------------------------------------------
+
+
+class Subscribe(Message, tag="subscribe"):
+    """Send `Telemetry`, `LogLine` and `Note` events with id 0 until the session ends."""
+
+    telemetry: bool = True
+    logs: bool = False
+    #: With ``logs``, start with this many earlier lines.
+    tail: int = 0
+
+
+class GetLogs(Message, tag="get-logs"):
+    lines: int = 100
+
+
+class Logs(Message, tag="logs"):
+    lines: list[str]
+
+
+class Event(Message):
+    """Sent without being asked each time."""
+
+
+class Stage(Event, tag="stage"):
+    """An activation or bench has come to a stage: ``load``, ``golden``, ``latency``, ``warmup``, ``measure``."""
+
+    stage: str
+    detail: str = ""
+
+
+class Samples(Event, tag="samples"):
+    """Latencies in milliseconds just taken."""
+
+    bundle: str
+    model: str
+    values: list[float]
+    #: Share of the run that is done, 0..1.
+    share: float = 0.0
+
+
+class Telemetry(Event, tag="telemetry"):
+    """Readings such as ``cpu_percent``, ``memory_bytes``, ``temperature_c``, ``cpu_mhz``, ``power_w``; absent if unknown."""
+
+    at: float
+    values: dict[str, float]
+    state: DeviceState = "idle"
+
+
+class LogLine(Event, tag="log-line"):
+    line: str
+
+
+class Note(Event, tag="note"):
+    """Something a watcher wants to know: a release changed, a worker died, a lease went."""
+
+    at: float
+    text: str
+    level: Literal["info", "warning", "error"] = "info"
+
+
+class Shutdown(Message, tag="shutdown"):
+    """End the agent in good order. Only simulated boards accept it."""
+
+
+Request = (
+    Hello
+    | Ping
+    | GetStatus
+    | AcquireLease
+    | RenewLease
+    | ReleaseLease
+    | QueryBlobs
+    | PutChunk
+    | StageBundle
+    | Activate
+    | Rollback
+    | Infer
+    | GetManifest
+    | Bench
+    | Cancel
+    | GetJournal
+    | AckResults
+    | Subscribe
+    | GetLogs
+    | Shutdown
+)
+Reply = (
+    Welcome
+    | Failure
+    | Done
+    | Status
+    | Lease
+    | MissingBlobs
+    | ChunkStored
+    | BundleStaged
+    | Activated
+    | Inferred
+    | BenchDone
+    | Logs
+    | Stage
+    | Samples
+    | Telemetry
+    | LogLine
+    | Note
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
+_replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
+results_decoder: msgspec.msgpack.Decoder[list[RunResult]] = msgspec.msgpack.Decoder(list[RunResult])
+
+
+class ProtocolError(FleetError):
+    """A message that cannot be understood, or of another major version."""
+
+    code = "protocol"
+
+
+def encode(message: Message) -> bytes:
+    return _encoder.encode(message)
+
+
+def decode_request(data: bytes | memoryview) -> Request:
+    """Raises :class:`ProtocolError` that says what is wrong with the message."""
+    try:
+        return _requests.decode(data)
+    except msgspec.MsgspecError as error:
+        raise ProtocolError(f"cannot understand a request: {error}") from None
+
+
+def decode_reply(data: bytes | memoryview) -> Reply:
+    """Raises :class:`ProtocolError` that says what is wrong with the message."""
+    try:
+        return _replies.decode(data)
+    except msgspec.MsgspecError as error:
+        raise ProtocolError(f"cannot understand a reply: {error}") from None
+
+
+def check_version(major: int, minor: int, who: str) -> None:
+    """Raises :class:`ProtocolError` for another major version. Any minor version of the same major is fine."""
+    if major != MAJOR:
+        raise ProtocolError(
+            f"{who} speaks protocol {major}.{minor}, this side speaks {MAJOR}.{MINOR}",
+            code="protocol-version",
+            hint="update the older side: `fleet doctor` shows both versions",
+        )

@@ -1,0 +1,1 @@
+"""Known VTA configurations and bitstreams."""

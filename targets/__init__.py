@@ -1,0 +1,1 @@
+"""What every kind of board has in common, and one folder per kind of board."""

@@ -1,0 +1,250 @@
+"""The contract between `fleet` and a kind of board.
+
+A target is one entry point in the group ``fleet.targets``: an object that satisfies :class:`Target`. Its host half
+compiles (and may import a compiler); its device half runs inside a worker process on the board (and may not). Both are
+imported only when they are asked for, so naming a target costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+import msgspec
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Array = npt.NDArray[np.generic]
+
+Option = str | int | float | bool
+Role = Literal["library", "weight", "golden-input", "golden-output", "extra"]
+
+
+class FleetError(Exception):
+    """An error whose message is for the person at the terminal: what is wrong, and what to do next.
+
+    ``code`` is a stable short name such as ``unknown-device``; ``hint`` says what to do next and may be empty.
+    """
+
+    code = "error"
+
+    def __init__(self, message: str, *, hint: str = "", code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        if code is not None:
+            self.code = code
+
+
+class ModelError(FleetError):
+    """A model that cannot be read or compiled: says which operator, and where."""
+
+    code = "bad-model"
+
+
+class BundleError(FleetError):
+    """A bundle that cannot be trusted: digest, signature, path, size, or for another target."""
+
+    code = "bad-bundle"
+
+
+class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
+    """Name, shape, NumPy dtype name and layout (such as ``NCHW``, may be empty) of one tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    layout: str = ""
+
+
+class Preprocess(msgspec.Struct, frozen=True):
+    """How a picture becomes the model's first input.
+
+    The picture is brought to ``colour``, resized by ``resize`` to ``size`` (height, width), scaled to 0..1,
+    then ``(x - mean) / std`` per channel, then laid out as ``layout`` with a batch axis.
+    """
+
+    size: tuple[int, int]
+    colour: Literal["RGB", "BGR", "L"] = "RGB"
+    #: ``stretch`` ignores the aspect ratio; ``crop`` resizes the short side to size/crop_ratio and crops the centre.
+    resize: Literal["stretch", "crop"] = "stretch"
+    crop_ratio: float = 0.875
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
+
+
+class Postprocess(msgspec.Struct, frozen=True):
+    """How outputs become answers: ``classify`` (logits, N×classes) or ``ssd`` (locations, class logits)."""
+
+    kind: Literal["classify", "ssd"]
+    #: Whether the scores are already probabilities.
+    softmaxed: bool = False
+    #: For ``ssd``: default boxes as a (boxes, 4) list of centre-x, centre-y, width, height in 0..1, and variances.
+    anchors: tuple[tuple[float, float, float, float], ...] = ()
+    variances: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2)
+    score_threshold: float = 0.05
+    iou_threshold: float = 0.45
+    max_boxes: int = 100
+
+
+class SourceModel(msgspec.Struct, frozen=True):
+    """A network to compile: one self-contained file and what is known about it."""
+
+    name: str
+    format: Literal["onnx", "pt2"]
+    path: str
+    sha256: str
+    #: Where it came from, said out loud everywhere: ``zoo:resnet18 weights=random:0`` or ``file:net.onnx``.
+    origin: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    preprocess: Preprocess | None = None
+    postprocess: Postprocess | None = None
+    labels: tuple[str, ...] = ()
+
+
+class Requirements(msgspec.Struct, frozen=True):
+    """What a device must have before a bundle may be activated on it."""
+
+    #: Lowest agent version, as ``major.minor``.
+    agent: str = "0.1"
+    #: Runtime distributions and their exact versions, such as ``{"apache-tvm": "0.27.0.post1"}``.
+    runtime: dict[str, str] = {}
+    #: ``machine`` as ``os.uname().machine`` says it, such as ``x86_64``.
+    machine: str = ""
+    #: CPU features by their names in /proc/cpuinfo, such as ``avx512f``.
+    cpu_features: tuple[str, ...] = ()
+    accelerator: str = ""
+    bitstream: str = ""
+
+
+class BuiltFile(msgspec.Struct, frozen=True):
+    """One file that a build made. ``name`` is its path inside the bundle, ``path`` where it lies now."""
+
+    name: str
+    path: str
+    role: Role
+    tensor: TensorSpec | None = None
+
+
+class BuildOutput(msgspec.Struct, frozen=True):
+    """What a host half hands back; `controller.build` adds golden data and makes the bundle of it."""
+
+    #: Name of the file the device half starts from.
+    entry: str
+    files: tuple[BuiltFile, ...]
+    #: Names of the weight files in the order the entry point takes them.
+    parameters: tuple[str, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    requirements: Requirements
+    engine: str
+    #: Allowed difference from the reference: ``|a - b| <= atol + rtol * |b|``.
+    rtol: float = 1e-3
+    atol: float = 1e-3
+
+
+@runtime_checkable
+class HostHalf(Protocol):
+    """Compiles for one kind of board. Runs in a build process of its own."""
+
+    def toolchain(self, options: Mapping[str, Option]) -> dict[str, str]:
+        """Versions of everything that shapes the result, and the resolved options that do (CPU, threads).
+
+        Must be cheap (read distribution metadata, import nothing heavy): it is part of the build cache's key.
+        """
+        ...
+
+    def build(
+        self,
+        model: SourceModel,
+        options: Mapping[str, Option],
+        workdir: Path,
+        progress: Callable[[str, float], None],
+    ) -> BuildOutput:
+        """Compile ``model`` into files below ``workdir``. Raises :class:`ModelError` for what cannot be compiled.
+
+        ``progress(stage, share)`` is called with a short stage name and the share done, 0..1.
+        """
+        ...
+
+
+class Runner(Protocol):
+    """One loaded model on a device, inside its worker process."""
+
+    #: Name of the measuring engine: ``time_evaluator``, ``ais_bench``, ``host_clock``.
+    engine: str
+
+    def infer(self, inputs: Sequence[Array]) -> list[Array]:
+        """Run once. Inputs and outputs are in the manifest's order, shapes and dtypes."""
+        ...
+
+    def measure(self, queries: int) -> npt.NDArray[np.float64]:
+        """Run ``queries`` times back to back on the inputs last given; latency of each in seconds, shape (queries,)."""
+        ...
+
+    def conditions(self) -> dict[str, str]:
+        """What this runtime adds to the conditions of a run: versions, threads, clocks."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class LoadedBundle(Protocol):
+    """What a runner is given: the manifest and where each of its files lies on the device."""
+
+    manifest: Any  # targets.bundle.Manifest; Any because bundle.py imports this module
+
+    def path(self, name: str) -> Path: ...
+
+
+@runtime_checkable
+class DeviceHalf(Protocol):
+    """Runs bundles of one kind of board."""
+
+    def unmet(self, requirements: Requirements) -> str:
+        """Why this device cannot run such a bundle, in words; empty when it can. Must be cheap."""
+        ...
+
+    def load(self, bundle: LoadedBundle, threads: int) -> Runner:
+        """Load library and weights. Called in the worker process only; ``threads`` 0 means all cores."""
+        ...
+
+    def telemetry(self) -> dict[str, float]:
+        """Readings that only this kind of board has, such as ``power_w``; empty when there are none."""
+        ...
+
+
+class Target(Protocol):
+    """A kind of board, by entry point."""
+
+    name: str
+    description: str
+
+    def host(self) -> HostHalf: ...
+
+    def device(self) -> DeviceHalf: ...
+
+
+def names() -> list[str]:
+    """Names of all installed targets, sorted."""
+    from importlib.metadata import entry_points
+
+    return sorted({e.name for e in entry_points(group="fleet.targets")})
+
+
+def find(name: str) -> Target:
+    """The installed target called ``name``. Raises :class:`FleetError` that lists what there is."""
+    from importlib.metadata import entry_points
+
+    for entry in entry_points(group="fleet.targets"):
+        if entry.name == name:
+            target: Target = entry.load()()
+            return target
+    raise FleetError(
+        f"there is no target '{name}'", code="unknown-target", hint=f"installed targets: {', '.join(names())}"
+    )
