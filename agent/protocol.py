@@ -34,7 +34,7 @@ class Message(msgspec.Struct, tag_field="t", kw_only=True):
 # --- Session ------------------------------------------------------------------------------------
 
 
-class Hello(Message, tag="hello"):
+class Hello(Message, tag="hello", kw_only=True):
     """First message of a session; everything else before it is refused."""
 
     major: int = MAJOR
@@ -42,7 +42,7 @@ class Hello(Message, tag="hello"):
     client: str = ""
 
 
-class Welcome(Message, tag="welcome"):
+class Welcome(Message, tag="welcome", kw_only=True):
     major: int = MAJOR
     minor: int = MINOR
     agent_version: str
@@ -54,7 +54,7 @@ class Welcome(Message, tag="welcome"):
     rpc_port: int = 0
 
 
-class Failure(Message, tag="failure"):
+class Failure(Message, tag="failure", kw_only=True):
     """The request failed. ``code`` is stable, ``message`` and ``hint`` are for a person."""
 
     code: str
@@ -62,18 +62,18 @@ class Failure(Message, tag="failure"):
     hint: str = ""
 
 
-class Done(Message, tag="done"):
+class Done(Message, tag="done", kw_only=True):
     """The request succeeded and there is nothing to say."""
 
 
-class Ping(Message, tag="ping"):
+class Ping(Message, tag="ping", kw_only=True):
     pass
 
 
 # --- Status and leases --------------------------------------------------------------------------
 
 
-class GetStatus(Message, tag="get-status"):
+class GetStatus(Message, tag="get-status", kw_only=True):
     pass
 
 
@@ -93,7 +93,7 @@ class LeaseInfo(msgspec.Struct, kw_only=True):
     expires_in: float
 
 
-class Status(Message, tag="status"):
+class Status(Message, tag="status", kw_only=True):
     device: str
     target: str
     simulated: bool
@@ -109,22 +109,22 @@ class Status(Message, tag="status"):
     free_bytes: int = 0
 
 
-class AcquireLease(Message, tag="acquire-lease"):
+class AcquireLease(Message, tag="acquire-lease", kw_only=True):
     """Exclusive use of the device. Given again to the same ``holder`` renews it; ``wait`` seconds to queue for it."""
 
     holder: str
     wait: float = 0.0
 
 
-class RenewLease(Message, tag="renew-lease"):
+class RenewLease(Message, tag="renew-lease", kw_only=True):
     token: str
 
 
-class ReleaseLease(Message, tag="release-lease"):
+class ReleaseLease(Message, tag="release-lease", kw_only=True):
     token: str
 
 
-class Lease(Message, tag="lease"):
+class Lease(Message, tag="lease", kw_only=True):
     token: str
     ttl: float
 
@@ -137,7 +137,7 @@ class BlobRef(msgspec.Struct, kw_only=True):
     size: int
 
 
-class QueryBlobs(Message, tag="query-blobs"):
+class QueryBlobs(Message, tag="query-blobs", kw_only=True):
     blobs: list[BlobRef]
 
 
@@ -147,11 +147,11 @@ class MissingBlob(msgspec.Struct, kw_only=True):
     offset: int = 0
 
 
-class MissingBlobs(Message, tag="missing-blobs"):
+class MissingBlobs(Message, tag="missing-blobs", kw_only=True):
     missing: list[MissingBlob]
 
 
-class PutChunk(Message, tag="put-chunk"):
+class PutChunk(Message, tag="put-chunk", kw_only=True):
     """A piece of a blob, with its bytes in the payload frame. ``offset`` and ``total`` count uncompressed bytes.
 
     Pieces of one blob are in order; ``length`` is the piece's uncompressed size, which bounds decompression.
@@ -165,13 +165,13 @@ class PutChunk(Message, tag="put-chunk"):
     codec: Codec = "raw"
 
 
-class ChunkStored(Message, tag="chunk-stored"):
+class ChunkStored(Message, tag="chunk-stored", kw_only=True):
     sha256: str
     offset: int
     complete: bool
 
 
-class StageBundle(Message, tag="stage-bundle"):
+class StageBundle(Message, tag="stage-bundle", kw_only=True):
     """Make a bundle of blobs that are all there. The manifest's canonical bytes are the payload frame."""
 
     token: str
@@ -179,14 +179,14 @@ class StageBundle(Message, tag="stage-bundle"):
     signature: bytes = b""
 
 
-class BundleStaged(Message, tag="bundle-staged"):
+class BundleStaged(Message, tag="bundle-staged", kw_only=True):
     bundle: str
 
 
 # --- Releases -----------------------------------------------------------------------------------
 
 
-class Activate(Message, tag="activate"):
+class Activate(Message, tag="activate", kw_only=True):
     """Prove a staged bundle on this device and make it the slot's release. Sends `Stage` events, ends in `Activated`."""
 
     token: str
@@ -198,7 +198,7 @@ class Activate(Message, tag="activate"):
     deadline: float = 0.0
 
 
-class Activated(Message, tag="activated"):
+class Activated(Message, tag="activated", kw_only=True):
     status: DeployStatus
     bundle: str
     #: Why it was rolled back, in words that name the check, the figure and the bound.
@@ -209,7 +209,7 @@ class Activated(Message, tag="activated"):
     latency_ms: float = 0.0
 
 
-class Rollback(Message, tag="rollback"):
+class Rollback(Message, tag="rollback", kw_only=True):
     token: str
     slot: str = "default"
 
@@ -217,7 +217,7 @@ class Rollback(Message, tag="rollback"):
 # --- Using a release ----------------------------------------------------------------------------
 
 
-class Infer(Message, tag="infer"):
+class Infer(Message, tag="infer", kw_only=True):
     """Run once. Payload: the input tensors' raw bytes, one after the other, as ``inputs`` describes them."""
 
     inputs: list[TensorSpec]
@@ -227,7 +227,7 @@ class Infer(Message, tag="infer"):
     threads: int = 0
 
 
-class Inferred(Message, tag="inferred"):
+class Inferred(Message, tag="inferred", kw_only=True):
     """Payload: the output tensors' raw bytes, one after the other."""
 
     bundle: str
@@ -235,7 +235,7 @@ class Inferred(Message, tag="inferred"):
     seconds: float
 
 
-class GetManifest(Message, tag="get-manifest"):
+class GetManifest(Message, tag="get-manifest", kw_only=True):
     """Payload of the reply (`Done`): the canonical manifest of a bundle in the store, or of a slot's release."""
 
     bundle: str = ""
@@ -257,7 +257,7 @@ class BenchSpec(msgspec.Struct, kw_only=True):
     max_other_load: float = 0.25
 
 
-class Bench(Message, tag="bench"):
+class Bench(Message, tag="bench", kw_only=True):
     """Measure releases or bundles. Two bundles are interleaved block by block (A/B). Sends `Samples`, ends in `BenchDone`.
 
     ``bundles`` may be empty: then the slot's release is measured.
@@ -310,32 +310,32 @@ class RunResult(msgspec.Struct, kw_only=True):
     agent_version: str = ""
 
 
-class BenchDone(Message, tag="bench-done"):
+class BenchDone(Message, tag="bench-done", kw_only=True):
     """Payload: the results, a MessagePack list of RunResult (they can be larger than a header should be)."""
 
     runs: list[str]
 
 
-class Cancel(Message, tag="cancel"):
+class Cancel(Message, tag="cancel", kw_only=True):
     """Stop the activation or bench that request ``request`` of this session started."""
 
     request: int
 
 
-class GetJournal(Message, tag="get-journal"):
+class GetJournal(Message, tag="get-journal", kw_only=True):
     """Results nobody has acknowledged. Payload of the reply (`Done`): a MessagePack list of RunResult."""
 
     limit: int = 16
 
 
-class AckResults(Message, tag="ack-results"):
+class AckResults(Message, tag="ack-results", kw_only=True):
     runs: list[str]
 
 
 # --- Watching -----------------------------------------------------------------------------------
 
 
-class Subscribe(Message, tag="subscribe"):
+class Subscribe(Message, tag="subscribe", kw_only=True):
     """Send `Telemetry`, `LogLine` and `Note` events with id 0 until the session ends."""
 
     telemetry: bool = True
@@ -344,11 +344,11 @@ class Subscribe(Message, tag="subscribe"):
     tail: int = 0
 
 
-class GetLogs(Message, tag="get-logs"):
+class GetLogs(Message, tag="get-logs", kw_only=True):
     lines: int = 100
 
 
-class Logs(Message, tag="logs"):
+class Logs(Message, tag="logs", kw_only=True):
     lines: list[str]
 
 
@@ -356,14 +356,14 @@ class Event(Message):
     """Sent without being asked each time."""
 
 
-class Stage(Event, tag="stage"):
+class Stage(Event, tag="stage", kw_only=True):
     """An activation or bench has come to a stage: ``load``, ``golden``, ``latency``, ``warmup``, ``measure``."""
 
     stage: str
     detail: str = ""
 
 
-class Samples(Event, tag="samples"):
+class Samples(Event, tag="samples", kw_only=True):
     """Latencies in milliseconds just taken."""
 
     bundle: str
@@ -373,7 +373,7 @@ class Samples(Event, tag="samples"):
     share: float = 0.0
 
 
-class Telemetry(Event, tag="telemetry"):
+class Telemetry(Event, tag="telemetry", kw_only=True):
     """Readings such as ``cpu_percent``, ``memory_bytes``, ``temperature_c``, ``cpu_mhz``, ``power_w``; absent if unknown."""
 
     at: float
@@ -381,11 +381,11 @@ class Telemetry(Event, tag="telemetry"):
     state: DeviceState = "idle"
 
 
-class LogLine(Event, tag="log-line"):
+class LogLine(Event, tag="log-line", kw_only=True):
     line: str
 
 
-class Note(Event, tag="note"):
+class Note(Event, tag="note", kw_only=True):
     """Something a watcher wants to know: a release changed, a worker died, a lease went."""
 
     at: float
@@ -393,7 +393,7 @@ class Note(Event, tag="note"):
     level: Literal["info", "warning", "error"] = "info"
 
 
-class Shutdown(Message, tag="shutdown"):
+class Shutdown(Message, tag="shutdown", kw_only=True):
     """End the agent in good order. Only simulated boards accept it."""
 
 
