@@ -1,0 +1,112 @@
+"""What the controller's operations return: the same structs are the command line's JSON documents.
+
+Keys are only ever added. Times are in seconds, latencies in milliseconds, sizes in bytes unless the name says otherwise.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from agent.protocol import DeployStatus, LatencyStats, Verdict
+
+
+class DeviceReport(msgspec.Struct, kw_only=True):
+    """One line of ``fleet devices``. ``state``: the agent's own, or ``unreachable``/``wrong-key``/``offline``."""
+
+    name: str
+    target: str
+    state: str
+    #: Bundle id of the active release of the default slot; empty when there is none.
+    release: str
+    #: Who holds the device; empty when nobody does.
+    lease: str
+    agent_version: str
+    labels: dict[str, str]
+    simulated: bool
+    model: str = ""
+    address: str = ""
+    reason: str = ""
+
+
+class DeployReport(msgspec.Struct, kw_only=True):
+    device: str
+    target: str
+    model: str
+    status: DeployStatus
+    bundle: str
+    bytes_sent: int
+    bytes_skipped: int
+    seconds: float
+    reason: str
+    simulated: bool
+    #: Blob bytes as they travelled, after compression.
+    bytes_on_wire: int = 0
+    active: str = ""
+    origin: str = ""
+
+
+class RunReport(msgspec.Struct, kw_only=True):
+    """One bench run as ``fleet bench --json`` and ``fleet results --json`` print it; the samples stay in the database.
+
+    A device that could not be measured has ``id`` empty, verdict ``INVALID`` and the reason.
+    """
+
+    id: str
+    device: str
+    target: str
+    model: str
+    bundle: str
+    engine: str
+    batch: int
+    verdict: Verdict
+    reason: str
+    latency_ms: LatencyStats | None
+    throughput: float
+    samples: int
+    counters: dict[str, float]
+    simulated: bool
+    started_at: float = 0.0
+    conditions: dict[str, float | str] = {}
+    failed: bool = False
+
+
+class TopLabel(msgspec.Struct, kw_only=True):
+    label: str
+    index: int
+    score: float
+
+
+class Box(msgspec.Struct, kw_only=True):
+    """``xyxy`` in pixels of the original picture."""
+
+    label: str
+    score: float
+    xyxy: tuple[float, float, float, float]
+
+
+class Answer(msgspec.Struct, kw_only=True, omit_defaults=False):
+    """One picture's answer from one device: ``top`` or ``boxes``, whichever the model gives."""
+
+    device: str
+    image: str
+    simulated: bool
+    model: str = ""
+    bundle: str = ""
+    seconds: float = 0.0
+    top: list[TopLabel] | None = None
+    boxes: list[Box] | None = None
+    error: str = ""
+    #: Picture with the boxes drawn, if one was asked for.
+    output: str = ""
+
+
+class BuildReport(msgspec.Struct, kw_only=True):
+    model: str
+    target: str
+    bundle: str
+    origin: str
+    cached: bool
+    seconds: float
+    size: int
+    output: str = ""
+    error: str = ""
