@@ -1,0 +1,41 @@
+# Every target sets up what it needs in .venv and does nothing for what is already there.
+PYTHON ?= python3
+BIN := .venv/bin
+PYTEST_WORKERS ?= 2
+
+.PHONY: help setup demo test lint format bench lock clean
+
+help:
+	@echo "make demo    simulated boards: deploy, bench, run a picture (light install)"
+	@echo "make test    every test that needs no hardware (full install)"
+	@echo "make lint    ruff and mypy        make format  rewrite the layout"
+	@echo "make bench   the performance tables of README"
+	@echo "make lock    resolve requirements/*.lock again"
+
+setup:
+	@scripts/setup.sh full $(PYTHON)
+
+demo:
+	@scripts/setup.sh demo $(PYTHON)
+	@scripts/demo.sh
+
+test: setup
+	$(BIN)/pytest -n $(PYTEST_WORKERS) --dist loadfile
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup
+	$(BIN)/python -m benchmarks
+
+lock: setup
+	scripts/lock.sh
+
+clean:
+	rm -rf .venv .demo build dist *.egg-info
