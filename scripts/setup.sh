@@ -29,7 +29,10 @@ echo "Installing the $set_name set into .venv (once; a few minutes) ..." >&2
 pip() { .venv/bin/pip --disable-pip-version-check --quiet "$@"; }
 # Byte code is made on first use: precompiling all of it would cost 70 MB for modules nobody imports.
 pip install --no-compile -r "$lock"
-pip install --no-compile --no-deps --editable . 2>&1 | grep -v -e BuildBackendWarning -e '^ *!!' -e '\*\*\*' || true
+log=$(mktemp)
+# setuptools warns at length about editable installs: shown only when one fails.
+pip install --no-compile --no-deps --editable . >"$log" 2>&1 || { cat "$log" >&2; exit 1; }
+rm -f "$log"
 .venv/bin/python -c 'import agent, controller, targets'
 # zig carries the headers of every system it can build for; fleet links for Linux only (110 MB less).
 zig=$(.venv/bin/python -c 'import pathlib, ziglang; print(pathlib.Path(ziglang.__file__).parent)')
