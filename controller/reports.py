@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from agent.protocol import DeployStatus, LatencyStats, Verdict
+from agent.protocol import DeployStatus, LatencyStats, ReleaseInfo, Verdict
 
 
 class DeviceReport(msgspec.Struct, kw_only=True):
@@ -28,6 +28,28 @@ class DeviceReport(msgspec.Struct, kw_only=True):
     reason: str = ""
 
 
+class StatusReport(msgspec.Struct, kw_only=True):
+    """Everything one device tells about itself; ``state`` and ``reason`` as in `DeviceReport`."""
+
+    name: str
+    target: str
+    state: str
+    agent_version: str
+    labels: dict[str, str]
+    simulated: bool
+    reason: str = ""
+    #: How the device was reached: ``socket``, ``rpc`` or ``tracker``.
+    carrier: str = ""
+    releases: list[ReleaseInfo] = []
+    lease: str = ""
+    lease_expires_in: float = 0.0
+    uptime: float = 0.0
+    telemetry: dict[str, float] = {}
+    unacknowledged: int = 0
+    store_bytes: int = 0
+    free_bytes: int = 0
+
+
 class DeployReport(msgspec.Struct, kw_only=True):
     device: str
     target: str
@@ -41,8 +63,12 @@ class DeployReport(msgspec.Struct, kw_only=True):
     simulated: bool
     #: Blob bytes as they travelled, after compression.
     bytes_on_wire: int = 0
+    #: What a dry run would have sent.
+    bytes_to_send: int = 0
     active: str = ""
     origin: str = ""
+    #: How the bytes went: ``socket``, ``rpc`` or ``tracker``.
+    carrier: str = ""
 
 
 class RunReport(msgspec.Struct, kw_only=True):

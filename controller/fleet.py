@@ -1,0 +1,175 @@
+"""The controller as a library: everything the command line can do.
+
+>>> fleet = Fleet()
+>>> boards = fleet.select(labels={"room": "lab"})
+>>> reports = asyncio.run(fleet.deploy("shapes-classifier", boards, DeployOptions(canary=1)))
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from controller.events import Listener, ignore
+from controller.home import Home
+from controller.inventory import Device, Inventory
+from controller.options import BenchOptions, DeployOptions, RunOptions
+from targets.base import Option
+
+if TYPE_CHECKING:
+    from agent.protocol import RunResult
+    from controller.build import Built
+    from controller.reports import Answer, DeployReport, DeviceReport, RunReport, StatusReport
+    from targets.keys import Keys
+
+__all__ = ["BenchOptions", "DeployOptions", "Device", "Fleet", "RunOptions"]
+
+
+class Fleet:
+    """An inventory, the simulated boards of this machine, and what can be done with them.
+
+    Operations on several devices never stop because one of them fails: its report says so. They raise
+    :class:`targets.base.FleetError` only for what concerns them all, such as a model that does not build.
+    Cancelling an operation cancels what it started on the devices and gives their leases back.
+    """
+
+    def __init__(
+        self,
+        inventory: Path | None = None,
+        *,
+        home: Path | Home | None = None,
+        listener: Listener = ignore,
+        holder: str = "",
+    ) -> None:
+        """``inventory`` must exist if it is given. ``holder`` names this controller in leases."""
+        from controller import sim
+
+        self.home = home if isinstance(home, Home) else Home.find(home)
+        self.listener = listener
+        self.holder = holder or f"{_user()}@{socket.gethostname()}:{os.getpid()}"
+        self.inventory = Inventory.load(self.home.inventory(inventory), must_exist=inventory is not None).merged(
+            sim.devices(self.home)
+        )
+
+    @property
+    def keys(self) -> Keys:
+        """This controller's keys; made at the first use."""
+        from targets.keys import Keys
+
+        return Keys(self.home.keys)
+
+    def select(
+        self,
+        devices: Sequence[str] = (),
+        targets: Sequence[str] = (),
+        labels: Mapping[str, str] | None = None,
+        everything: bool = False,
+    ) -> list[Device]:
+        """The devices that match every kind of condition given, in the inventory's order.
+
+        Raises FleetError ``unknown-device``, ``unknown-target``, ``unknown-label``, or ``nothing-matched``.
+        """
+        return self.inventory.select(devices, targets, labels or {}, everything)
+
+    # --- Looking --------------------------------------------------------------------------------
+
+    async def devices(self, selection: Sequence[Device]) -> list[DeviceReport]:
+        """One line per device; what cannot be reached says why in ``reason``."""
+        from controller.survey import devices
+
+        return await devices(self, selection)
+
+    async def status(self, selection: Sequence[Device]) -> list[StatusReport]:
+        """Everything each device tells about itself."""
+        from controller.survey import status
+
+        return await status(self, selection)
+
+    def logs(
+        self, selection: Sequence[Device], lines: int = 100, follow: bool = False
+    ) -> AsyncIterator[tuple[str, str]]:
+        """``(device, line)`` pairs: the last ``lines`` of each device, then with ``follow`` new ones until cancelled."""
+        from controller.watch import logs
+
+        return logs(self, selection, lines, follow)
+
+    async def watch(self, selection: Sequence[Device]) -> None:
+        """Keep listening to the devices, reconnecting for ever, and tell the listener; runs until cancelled."""
+        from controller.watch import watch
+
+        await watch(self, selection)
+
+    # --- Building and deploying -----------------------------------------------------------------
+
+    def build(
+        self,
+        model: str,
+        targets: Sequence[str],
+        *,
+        weights: str = "",
+        options: Mapping[str, Option] | None = None,
+        jobs: int = 0,
+        scheduler: str = "",
+    ) -> list[Built]:
+        """Compile a model (its name in the inventory or the zoo, or a file) for each target, through the cache.
+
+        A build that fails has its ``error`` set. Raises FleetError when the model itself cannot be read.
+        """
+        from controller.prepare import build
+
+        return build(self, model, targets, weights=weights, options=options or {}, jobs=jobs, scheduler=scheduler)
+
+    async def deploy(
+        self, model: str | None, selection: Sequence[Device], options: DeployOptions | None = None
+    ) -> list[DeployReport]:
+        """Build, push, prove and activate a model (None: what the inventory assigns) or a ``.fleet`` file."""
+        from controller.deploy import deploy
+
+        return await deploy(self, model, selection, options or DeployOptions())
+
+    async def rollback(self, selection: Sequence[Device], slot: str = "default") -> list[DeployReport]:
+        """Make the release before the active one active again."""
+        from controller.deploy import rollback
+
+        return await rollback(self, selection, slot)
+
+    # --- Using ----------------------------------------------------------------------------------
+
+    async def bench(
+        self, model: str | None, selection: Sequence[Device], options: BenchOptions | None = None
+    ) -> list[RunResult | RunReport]:
+        """Measure a model, or what is assigned, or the active release; one device of a host at a time.
+
+        Results are stored before the devices forget them. A device that could not be measured gives a
+        RunReport with ``failed`` set. Results of earlier, interrupted measurements are collected on the way.
+        """
+        from controller.measure import bench
+
+        return await bench(self, model, selection, options or BenchOptions())
+
+    async def run(
+        self,
+        model: str | None,
+        images: Sequence[str | Path],
+        selection: Sequence[Device],
+        options: RunOptions | None = None,
+    ) -> list[Answer]:
+        """What the release of ``model`` (None: the slot's) on each device says to each picture.
+
+        Raises FleetError ``bad-picture`` for a file that is not a picture, before any device is asked.
+        """
+        from controller.infer import run
+
+        return await run(self, model, images, selection, options or RunOptions())
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        # A user id without a name, as in many containers.
+        return f"uid{os.getuid()}"

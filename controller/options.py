@@ -1,0 +1,65 @@
+"""What can be asked of the controller's operations; see `controller.fleet.Fleet`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from agent.protocol import BenchSpec
+from targets.base import Option
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeployOptions:
+    #: ``pretrained``, a file, or ``random:SEED``; empty takes the model's own default.
+    weights: str = ""
+    #: Build options, on top of the inventory's.
+    options: Mapping[str, Option] = field(default_factory=dict)
+    slot: str = "default"
+    #: The first so many devices must be active before the others are touched; 0 starts all at once.
+    canary: int = 0
+    #: Never let more devices than this fail; the rest is left untouched. None sets no bound.
+    max_failures: int | None = None
+    #: Build and ask the devices what they lack, but change nothing on them.
+    dry_run: bool = False
+    #: Median latency in milliseconds above which a device keeps its old release; 0 sets no bound.
+    latency_budget_ms: float = 0.0
+    #: Threads on the device; 0 takes the inventory's, which may be 0 for all cores.
+    threads: int = 0
+    #: Build processes; 0 takes as many as there are cores.
+    jobs: int = 0
+    #: A Dask scheduler's address to build on; empty builds on this machine.
+    scheduler: str = ""
+    #: Seconds to wait for a device that someone else holds.
+    lease_wait: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchOptions:
+    spec: BenchSpec = field(default_factory=BenchSpec)
+    #: Two models, `.fleet` files or bundle ids, measured in turn, block by block.
+    ab: tuple[str, str] | None = None
+    #: Batch sizes to build and measure one after the other; empty takes the build's own.
+    batches: tuple[int, ...] = ()
+    slot: str = "default"
+    #: Keep results on the devices too: do not acknowledge them.
+    keep: bool = False
+    weights: str = ""
+    options: Mapping[str, Option] = field(default_factory=dict)
+    threads: int = 0
+    jobs: int = 0
+    scheduler: str = ""
+    #: Seconds to wait for a device that someone else holds.
+    lease_wait: float = 600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    #: How many labels of a classifier.
+    top: int = 5
+    #: Lowest score of a box; None takes the model's own.
+    threshold: float | None = None
+    #: Where to write the picture with its boxes: a file, or a folder for several pictures or devices; empty for none.
+    output: str = ""
+    slot: str = "default"
+    threads: int = 0
