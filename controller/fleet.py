@@ -92,7 +92,7 @@ class Fleet:
     def logs(
         self, selection: Sequence[Device], lines: int = 100, follow: bool = False
     ) -> AsyncIterator[tuple[str, str]]:
-        """``(device, line)`` pairs: the last ``lines`` of each device, then with ``follow`` new ones until cancelled."""
+        """``(device, line)`` pairs: the last ``lines`` of each device; with ``follow`` new ones until cancelled."""
         from controller.watch import logs
 
         return logs(self, selection, lines, follow)
