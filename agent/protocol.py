@@ -301,6 +301,8 @@ class RunResult(msgspec.Struct, kw_only=True):
     throughput: float
     #: Milliseconds, in the order they were taken.
     samples: list[float]
+    #: Lengths of the blocks of samples taken back to back; of an interleaved pair, block i goes with block i.
+    blocks: list[int] = []
     spec: BenchSpec
     #: Readings named ``before.temperature_c``, ``during.other_load``, ``after.cpu_mhz``, …; runtime versions as text.
     conditions: dict[str, float | str] = {}

@@ -1,0 +1,283 @@
+"""How one measurement is carried out: which blocks of queries, in which order, and when it is enough.
+
+`Plan` does no I/O and reads no clock. Whoever drives it runs each block that :meth:`Plan.next` asks for and feeds the
+latencies back::
+
+    plan = Plan(spec, arms=len(runners))
+    while (block := plan.next()) is not None:
+        plan.feed(block, runners[block.arm].measure(block.queries))
+
+**Warm-up.** Short blocks (the first is one query), arms in turn, until every arm is *steady*: it has run for
+``BENCH_WARMUP_MIN`` and at least six blocks, and of the latter half of its blocks the earlier and the later half have
+medians that differ by less than ``BENCH_STEADY`` or by less than their own scatter explains (Geweke's comparison of two
+windows, on medians). Given up after ``warmup_max`` seconds an arm (never before six blocks): the run goes on, and its
+verdict is INVALID.
+
+**Measurement.** Blocks of about ``BENCH_BATCH_SECONDS`` until every arm has ``min_duration`` seconds and as many
+queries as the percentile needs (:func:`queries_needed`), or ``min_queries`` if that is more, in at least
+``MIN_BLOCKS`` blocks. Two arms are interleaved A B B A with equal blocks, so that linear drift is the same for both.
+Fast models stop at ``MAX_SAMPLES``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from targets import defaults
+from targets.base import FleetError
+from targets.statistics import Statistics, summarise
+
+Floats = npt.NDArray[np.float64]
+
+#: A run is divided into at least this many blocks an arm; even, so that A B B A comes out whole.
+MIN_BLOCKS = 20
+#: Most samples of one plan, all arms together: what the agent sends in one message stays below its bound.
+MAX_SAMPLES = 500_000
+#: Blocks that steadiness is judged on at least.
+STEADY_BLOCKS = 6
+#: Confidence of `queries_needed`, as in MLPerf.
+CONFIDENCE = 0.99
+
+
+class Spec(Protocol):
+    """What is asked of a measurement. Seconds, per cent, queries; `agent.protocol.BenchSpec` is one."""
+
+    @property
+    def min_duration(self) -> float: ...
+    @property
+    def percentile(self) -> float: ...
+    @property
+    def min_queries(self) -> int: ...
+    @property
+    def warmup_max(self) -> float: ...
+    @property
+    def max_other_load(self) -> float: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Queries to run back to back on one arm."""
+
+    arm: int
+    queries: int
+    phase: Literal["warmup", "measure"]
+
+
+def queries_needed(percentile: float) -> int:
+    """Fewest queries from which the percentile can be bounded: 64 for 90, 662 for 99.
+
+    The early-stopping rule of MLPerf Inference with one query allowed above the bound: the smallest n for which n
+    queries with at most one slower than the estimate show with 99 % confidence that the true percentile is no worse,
+    that is ``P(Binomial(n, 1 - percentile) <= 1) <= 1 - 0.99``.
+
+    Raises :class:`FleetError` (``bad-spec``) for a percentile outside 1..99.9.
+    """
+    if not 1.0 <= percentile <= 99.9:
+        raise FleetError(f"percentile {percentile:g} is not within 1 to 99.9", code="bad-spec")
+    below = percentile / 100
+
+    def enough(n: int) -> bool:
+        return below**n + n * (1 - below) * below ** (n - 1) <= 1 - CONFIDENCE
+
+    low, high = 1, 2
+    while not enough(high):
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
+
+
+@dataclass(slots=True)
+class _Arm:
+    """What one arm has given so far. Latencies in seconds."""
+
+    warm_medians: list[float] = field(default_factory=list)
+    warm_seconds: float = 0.0
+    #: Change of the median over the latter half of the warm-up, as a ratio minus one, and what scatter explains.
+    drift: float = math.inf
+    explained: float = 0.0
+    blocks: list[Floats] = field(default_factory=list)
+    queries: int = 0
+    seconds: float = 0.0
+    #: Median latency of the last block.
+    latest: float = 0.0
+
+    def warm(self, seconds: Floats) -> None:
+        self.latest = float(np.median(seconds))
+        self.warm_medians.append(self.latest)
+        self.warm_seconds += float(seconds.sum())
+        if len(self.warm_medians) >= STEADY_BLOCKS:
+            half = max(3, len(self.warm_medians) // 4)
+            self.drift, self.explained = _change(self.warm_medians[-2 * half : -half], self.warm_medians[-half:])
+
+    def measured(self, seconds: Floats) -> None:
+        self.latest = float(np.median(seconds))
+        self.blocks.append(seconds)
+        self.queries += seconds.size
+        self.seconds += float(seconds.sum())
+
+    @property
+    def steady(self) -> bool:
+        return self.warm_seconds >= defaults.BENCH_WARMUP_MIN and abs(self.drift) <= self.bound
+
+    @property
+    def bound(self) -> float:
+        return max(defaults.BENCH_STEADY, min(self.explained, defaults.BENCH_STEADY_NOISE))
+
+
+class Plan:
+    """One measurement of one arm, or of two that are interleaved. See the module's text for the protocol."""
+
+    def __init__(self, spec: Spec, arms: int = 1, *, block_seconds: float = defaults.BENCH_BATCH_SECONDS) -> None:
+        """Raises :class:`FleetError` (``bad-spec``) for a spec that cannot be carried out."""
+        _check(spec, arms, block_seconds)
+        self.spec = spec
+        self.needed = max(queries_needed(spec.percentile), spec.min_queries)
+        self._block_seconds = block_seconds
+        self._arms = [_Arm() for _ in range(arms)]
+        self._warming = True
+        self._step = 0
+        self._block: Block | None = Block(0, 1, "warmup")
+
+    @property
+    def arms(self) -> int:
+        return len(self._arms)
+
+    @property
+    def share(self) -> float:
+        """Share of the measurement that is done, 0..1; 0 during warm-up."""
+        if self._block is None:
+            return 1.0
+        return sum(self._done(arm) for arm in self._arms) / len(self._arms)
+
+    def next(self) -> Block | None:
+        """The block to run now, None when the measurement is complete. The same until it is fed."""
+        return self._block
+
+    def feed(self, block: Block, seconds: Floats) -> None:
+        """Latencies of the block that was run, in seconds, shape (block.queries,).
+
+        Raises :class:`FleetError` (``bad-samples``) for anything else: they come from another process.
+        """
+        if block is not self._block:
+            raise ValueError("this is not the block that was asked for")
+        values = np.asarray(seconds, dtype=np.float64)
+        if values.shape != (block.queries,):
+            raise FleetError(
+                f"the runner gave {values.shape} latencies for {block.queries} queries", code="bad-samples"
+            )
+        if not (np.isfinite(values).all() and (values > 0).all()):
+            raise FleetError("the runner gave latencies that are not positive numbers", code="bad-samples")
+        arm = self._arms[block.arm]
+        if block.phase == "warmup":
+            arm.warm(values)
+        else:
+            arm.measured(values)
+        self._step += 1
+        self._block = self._warmup_block() if self._warming else self._measure_block()
+
+    def samples(self, arm: int = 0) -> list[float]:
+        """Measured latencies in milliseconds, in the order they were taken."""
+        blocks = self._arms[arm].blocks
+        return [float(ms) for ms in np.concatenate(blocks) * 1e3] if blocks else []
+
+    def blocks(self, arm: int = 0) -> list[int]:
+        """Queries in each measured block, in order: where `samples` is contiguous."""
+        return [block.size for block in self._arms[arm].blocks]
+
+    def statistics(self, arm: int = 0) -> Statistics:
+        """Raises :class:`ValueError` when nothing was measured."""
+        return summarise(self.samples(arm), self.blocks(arm))
+
+    def throughput(self, batch: int = 1, arm: int = 0) -> float:
+        """Items (batch times queries) per second of measured time."""
+        state = self._arms[arm]
+        return batch * state.queries / state.seconds if state.seconds else 0.0
+
+    def shortfalls(self, arm: int = 0) -> list[str]:
+        """What keeps this arm's result from being valid, each with the figure and its bound. For `verdict.judge`."""
+        state = self._arms[arm]
+        found = []
+        if not state.steady:
+            moved = f"moved {abs(state.drift):.1%}" if math.isfinite(state.drift) else "could not be judged"
+            found.append(
+                f"warm-up did not become steady: after {state.warm_seconds:.1f} s the median still {moved}"
+                f" (bound {state.bound:.1%})"
+            )
+        if state.queries < self.needed:
+            found.append(f"too few queries: {state.queries}, p{self.spec.percentile:g} needs {self.needed}")
+        return found
+
+    def _done(self, arm: _Arm) -> float:
+        if arm.queries >= MAX_SAMPLES // len(self._arms):
+            return 1.0
+        shares = [arm.queries / self.needed, len(arm.blocks) / MIN_BLOCKS]
+        if self.spec.min_duration > 0:
+            shares.append(arm.seconds / self.spec.min_duration)
+        return min(1.0, *shares)
+
+    def _warmup_block(self) -> Block | None:
+        arms = self._arms
+        whole_round = self._step % len(arms) == 0
+        if whole_round and (all(arm.steady for arm in arms) or all(self._given_up(arm) for arm in arms)):
+            self._warming = False
+            self._step = 0
+            return self._measure_block()
+        index = self._step % len(arms)
+        seconds = min(defaults.BENCH_WARMUP_MIN / STEADY_BLOCKS, self._block_seconds)
+        latest = arms[index].latest
+        return Block(index, max(1, round(seconds / latest)) if latest else 1, "warmup")
+
+    def _given_up(self, arm: _Arm) -> bool:
+        return arm.warm_seconds >= self.spec.warmup_max and len(arm.warm_medians) >= STEADY_BLOCKS
+
+    def _measure_block(self) -> Block | None:
+        count = len(self._arms)
+        # Whole rounds only, and with two arms whole quartets A B B A: an even number of blocks each.
+        whole_round = self._step % (2 * count) == 0
+        if whole_round and all(self._done(arm) >= 1.0 for arm in self._arms):
+            return None
+        position = self._step % (2 * count)
+        index = position if position < count else 2 * count - 1 - position
+        # The second of a pair is as long as the first, so that pairs can be compared.
+        queries = self._arms[1 - index].blocks[-1].size if position % count else self._measure_queries()
+        return Block(index, queries, "measure")
+
+    def _measure_queries(self) -> int:
+        latency = sum(arm.latest for arm in self._arms) / len(self._arms)
+        whole = max(self.spec.min_duration, self.needed * latency)
+        queries = max(1, round(min(self._block_seconds, whole / MIN_BLOCKS) / latency))
+        return min(queries, MAX_SAMPLES // (len(self._arms) * MIN_BLOCKS))
+
+
+def _change(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
+    """How far the median moved between two windows, relative, and how far scatter alone would move it (2 sigma)."""
+    old, new = float(np.median(before)), float(np.median(after))
+    # 1.4826 makes the median deviation a standard deviation, 1.2533 a mean's error a median's.
+    errors = [
+        1.2533 * 1.4826 * float(np.median(np.abs(np.asarray(window) - centre))) / math.sqrt(len(window))
+        for window, centre in ((before, old), (after, new))
+    ]
+    return new / old - 1, 2 * math.hypot(*errors) / old
+
+
+def _check(spec: Spec, arms: int, block_seconds: float) -> None:
+    if arms not in (1, 2):
+        raise FleetError(f"{arms} bundles cannot be measured together, only one or two", code="bad-spec")
+    bounds = {
+        "min_duration": (spec.min_duration, 0.0, 24 * 3600.0),
+        "warmup_max": (spec.warmup_max, 0.0, 3600.0),
+        "max_other_load": (spec.max_other_load, 0.0, 1.0),
+        "min_queries": (spec.min_queries, 0, MAX_SAMPLES // arms),
+        "block_seconds": (block_seconds, 1e-3, 60.0),
+    }
+    for name, (value, low, high) in bounds.items():
+        if not low <= value <= high:  # also refuses NaN
+            raise FleetError(f"{name} {value:g} is not within {low:g} to {high:g}", code="bad-spec")
