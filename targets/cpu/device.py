@@ -1,0 +1,145 @@
+"""The device half of the CPU targets: TVM's virtual machine in the worker process."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from targets.base import BundleError, LoadedBundle, Requirements
+from targets.cpu.machine import cpu_features, machine
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from targets.base import Array
+
+
+class CPUDevice:
+    """A :class:`targets.base.DeviceHalf`."""
+
+    def unmet(self, requirements: Requirements) -> str:
+        if requirements.machine and requirements.machine != machine():
+            return f"the bundle is for {requirements.machine}, this machine is {machine()}"
+        lacking = sorted(set(requirements.cpu_features) - cpu_features()) if requirements.cpu_features else []
+        if lacking:
+            return f"this processor lacks {', '.join(lacking)}"
+        for name, wanted in requirements.runtime.items():
+            try:
+                have = version(name)
+            except PackageNotFoundError:
+                return f"{name} {wanted} is not installed"
+            if have != wanted:
+                return f"the bundle needs {name} {wanted}, here is {have}"
+        return ""
+
+    def load(self, bundle: LoadedBundle, threads: int) -> CPURunner:
+        import_runtime(threads)
+        return CPURunner(bundle)
+
+    def telemetry(self) -> dict[str, float]:
+        return {}
+
+
+def import_runtime(threads: int) -> None:
+    """Load TVM's runtime library alone (95 MB of memory, where the compiler takes 200 and torch 640).
+
+    TVM reads its environment when it is loaded, so this must be the process's first import of it: it is a no-op after.
+    """
+    available = len(os.sched_getaffinity(0))
+    if "tvm" not in sys.modules:
+        # Left alone, the pool takes half of the machine's logical processors, and binds threads to cores it may not use.
+        os.environ["TVM_NUM_THREADS"] = str(threads or available)
+        if available < (os.cpu_count() or 1):
+            os.environ["TVM_BIND_THREADS"] = "0"
+        os.environ["TVM_USE_RUNTIME_LIB"] = "1"
+        if "torch" not in sys.modules:
+            # tvm_ffi imports torch where it is installed, to trade tensors with it. A name that maps to None in
+            # sys.modules is one that cannot be imported: the documented way to say "do without".
+            sys.modules["torch"] = None  # type: ignore[assignment]
+    import tvm.runtime.vm
+
+
+class CPURunner:
+    """A :class:`targets.base.Runner` on TVM's virtual machine; ``time_evaluator`` is TVM's own clock."""
+
+    engine = "time_evaluator"
+
+    def __init__(self, bundle: LoadedBundle) -> None:
+        import tvm
+        from tvm.runtime.vm import VirtualMachine
+
+        manifest = bundle.manifest
+        self._inputs = manifest.inputs
+        self._outputs = manifest.outputs
+        self._cpu = tvm.cpu(0)
+        self._empty = tvm.runtime.empty
+        try:
+            library = load_library(bundle.path(manifest.entry))
+            self._vm = VirtualMachine(library, self._cpu)
+        except (RuntimeError, AttributeError, OSError, ValueError) as error:
+            raise BundleError(f"the library cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+        files = {file.path: file for file in manifest.files}
+        self._weights = [self._read(bundle.path(name), files[name].tensor) for name in manifest.parameters]
+        self._buffers = [self._empty(spec.shape, spec.dtype, self._cpu) for spec in self._inputs]
+        # Inputs are written into these buffers in place: binding the arguments once keeps it out of every query.
+        self._vm.set_input("main", *self._buffers, *self._weights)
+        self._evaluator: dict[int, Any] = {}
+
+    def infer(self, inputs: Sequence[Array]) -> list[Array]:
+        if len(inputs) != len(self._buffers):
+            raise ValueError(f"the model takes {len(self._buffers)} inputs, {len(inputs)} were given")
+        for buffer, array, spec in zip(self._buffers, inputs, self._inputs, strict=True):
+            if tuple(array.shape) != spec.shape or array.dtype.name != spec.dtype:
+                raise ValueError(
+                    f"input '{spec.name}' is {spec.dtype} {list(spec.shape)}, not {array.dtype} {list(array.shape)}"
+                )
+            buffer.copyfrom(array)
+        self._vm.invoke_stateful("main")
+        result = self._vm.get_outputs("main")
+        tensors = result if isinstance(result, tuple | list) else (result,)
+        return [tensor.numpy() for tensor in tensors]
+
+    def measure(self, queries: int) -> npt.NDArray[np.float64]:
+        import numpy as np
+
+        # `repeat` gives one time per query. TVM runs one query more, before the first, and drops it.
+        evaluator = self._vm.time_evaluator("invoke_stateful", self._cpu, number=1, repeat=queries)
+        return np.asarray(evaluator("main").results, dtype=np.float64)
+
+    def conditions(self) -> dict[str, str]:
+        from tvm.runtime import num_threads
+
+        return {"apache-tvm": version("apache-tvm"), "threads": str(num_threads())}
+
+    def close(self) -> None:
+        del self._vm, self._weights, self._buffers
+
+    def _read(self, path: Path, spec: Any) -> Any:
+        import numpy as np
+
+        tensor = self._empty(spec.shape, spec.dtype, self._cpu)
+        tensor.copyfrom(np.fromfile(path, dtype=_dtype(spec.dtype)).reshape(spec.shape))
+        return tensor
+
+
+def load_library(path: Path) -> Any:
+    """Load a TVM library whatever its file is called (blobs have no suffix)."""
+    import tvm_ffi
+
+    load = tvm_ffi.get_global_func("ffi.Module.load_from_file.so")
+    return load(str(path.resolve()), "")
+
+
+def _dtype(name: str) -> Any:
+    import numpy as np
+
+    if name.startswith(("bfloat", "float8", "float4", "int4", "uint4")):
+        import ml_dtypes
+
+        return np.dtype(getattr(ml_dtypes, name))
+    return np.dtype(name)

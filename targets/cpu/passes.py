@@ -1,0 +1,99 @@
+"""What is done to a Relax module for a CPU, as a list of passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.relax.expr_functor import PyExprMutator, mutator
+
+#: Constants of less than so many bytes that are not floating point (indices, zero points) stay in the library.
+SMALL = 1024
+
+
+def simplify() -> Any:
+    """Batch norms folded into convolutions, everything that depends on weights alone computed now."""
+    return tvm.ir.transform.Sequential(
+        [
+            relax.transform.CanonicalizeBindings(),
+            relax.transform.FoldBatchnormToConv2D(),
+            relax.transform.DecomposeOpsForInference(),
+            relax.transform.CanonicalizeBindings(),
+            relax.transform.FoldConstant(),
+            relax.transform.DeadCodeElimination(),
+        ]
+    )
+
+
+def lift_weights(module: Any) -> tuple[Any, list[tuple[str, Any]]]:
+    """Make weights parameters of ``main``, after its inputs, in the order in which the program uses them.
+
+    Returns the module and each weight's name and ``tvm.runtime.Tensor``. Names say order, operator and argument
+    (``0003-nn.conv2d-1``), so they depend on the program's structure alone: retrained weights change values only, and
+    the library, which then holds none of them, stays the same to the byte.
+    """
+    lifter = _Lifter(module)
+    main = module["main"]
+    body = lifter.visit_expr(main.body)
+    variables = [variable for _, variable in lifter.lifted]
+    attributes = dict(main.attrs or {}) | {"num_input": len(main.params), "global_symbol": "main"}
+    lifted = relax.Function([*main.params, *variables], body, main.ret_ty, main.is_pure).with_attrs(attributes)
+    module = tvm.IRModule({"main": lifted, **{v.name_hint: f for v, f in module.functions.items() if v.name_hint != "main"}})
+    return relax.transform.Normalize()(module), [(str(v.name), c.value) for c, v in lifter.lifted]
+
+
+@mutator
+class _Lifter(PyExprMutator):  # type: ignore[misc]
+    def __init__(self, module: Any) -> None:
+        super().__init__(module)
+        self.lifted: list[tuple[Any, Any]] = []
+
+    def visit_call_(self, call: Any) -> Any:
+        operator = getattr(call.op, "name", "call").removeprefix("relax.")
+        for position, argument in enumerate(call.args):
+            self._lift(argument, f"{operator}-{position}")
+        return super().visit_call_(call)
+
+    def visit_generic_const_(self, constant: Any) -> Any:
+        return self._lift(constant, "constant")
+
+    def _lift(self, expr: Any, role: str) -> Any:
+        if not isinstance(expr, tvm.ir.GenericConst) or not _is_weight(expr.value):
+            return expr
+        for known, variable in self.lifted:
+            if known.same_as(expr):
+                return variable
+        variable = relax.Var(f"{len(self.lifted):04d}-{role}", expr.ty)
+        self.lifted.append((expr, variable))
+        return variable
+
+
+def _is_weight(value: Any) -> bool:
+    if not isinstance(value, tvm.runtime.Tensor) or value.ndim == 0:
+        return False
+    floating = str(value.dtype).startswith(("float", "bfloat"))
+    size = int(np.prod(value.shape)) * tvm.DataType(value.dtype).itemsize
+    return floating or size >= SMALL
+
+
+def lower(schedule: Callable[[Any], Any]) -> Any:
+    """From operators to scheduled loops: TVM's own CPU pipeline with ``schedule`` between fusion and the VM's passes."""
+    from tvm.relax.backend.cpu_generic import pipeline as cpu
+
+    @tvm.transform.module_pass(opt_level=0)
+    def pipeline(module: Any, _context: Any) -> Any:
+        target = tvm.target.Target.current()
+        passes = [
+            *cpu.library_dispatch_passes(target),
+            *cpu.legalize_passes(target),
+            relax.transform.DeadCodeElimination(),
+            schedule(target),
+            *cpu.dataflow_lower_passes(target),
+            *cpu.finalize_passes(target),
+        ]
+        return tvm.ir.transform.Sequential(passes)(module)
+
+    return pipeline
