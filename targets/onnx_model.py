@@ -112,7 +112,9 @@ def _spec(value: Any, kind: str) -> TensorSpec:
     import onnx
 
     if not value.type.HasField("tensor_type"):
-        raise ModelError(f"{kind} '{value.name}' is a {value.type.WhichOneof('value') or 'value of no type'}, no tensor")
+        raise ModelError(
+            f"{kind} '{value.name}' is a {value.type.WhichOneof('value') or 'value of no type'}, no tensor"
+        )
     tensor = value.type.tensor_type
     try:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name

@@ -235,7 +235,9 @@ def _signature(module: dict[str, Any], path: Path) -> tuple[tuple[TensorSpec, ..
         if "user_input" in spec:
             argument = spec["user_input"]["arg"]
             if "as_tensor" not in argument:
-                raise ModelError(f"{path}: an input is {next(iter(argument))}, no tensor", hint="export with tensors only")
+                raise ModelError(
+                    f"{path}: an input is {next(iter(argument))}, no tensor", hint="export with tensors only"
+                )
             taken.append(_tensor(argument["as_tensor"]["name"], tensors))
         elif not {"parameter", "buffer", "tensor_constant"} & spec.keys():
             raise ModelError(f"{path}: it takes a {next(iter(spec))}, which cannot be compiled")

@@ -132,4 +132,6 @@ def _where(node: Any, index: int) -> str:
 def _words(error: Exception) -> str:
     """The one line of a compiler's exception that says something; TVM appends its stack."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("  File")]
-    return lines[-1][:500] if lines and isinstance(error, AssertionError) else (lines or [type(error).__name__])[0][:500]
+    return (
+        lines[-1][:500] if lines and isinstance(error, AssertionError) else (lines or [type(error).__name__])[0][:500]
+    )

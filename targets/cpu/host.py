@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -44,6 +45,9 @@ class CPUHost:
     ) -> BuildOutput:
         processor = self._resolve(options)
         progress("import", 0.0)
+        if model.format == "onnx" and "torch" not in sys.modules:
+            # tvm_ffi imports torch where it is installed, which takes seconds; an ONNX file does not need it.
+            sys.modules["torch"] = None  # type: ignore[assignment]
         import tvm
 
         from targets.cpu import passes

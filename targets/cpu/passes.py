@@ -41,7 +41,9 @@ def lift_weights(module: Any) -> tuple[Any, list[tuple[str, Any]]]:
     variables = [variable for _, variable in lifter.lifted]
     attributes = dict(main.attrs or {}) | {"num_input": len(main.params), "global_symbol": "main"}
     lifted = relax.Function([*main.params, *variables], body, main.ret_ty, main.is_pure).with_attrs(attributes)
-    module = tvm.IRModule({"main": lifted, **{v.name_hint: f for v, f in module.functions.items() if v.name_hint != "main"}})
+    module = tvm.IRModule(
+        {"main": lifted, **{v.name_hint: f for v, f in module.functions.items() if v.name_hint != "main"}}
+    )
     return relax.transform.Normalize()(module), [(str(v.name), c.value) for c, v in lifter.lifted]
 
 
@@ -74,9 +76,9 @@ class _Lifter(PyExprMutator):  # type: ignore[misc]
 def _is_weight(value: Any) -> bool:
     if not isinstance(value, tvm.runtime.Tensor) or value.ndim == 0:
         return False
+    size = int(np.prod(value.shape)) * value.dtype.itemsize
     floating = str(value.dtype).startswith(("float", "bfloat"))
-    size = int(np.prod(value.shape)) * tvm.DataType(value.dtype).itemsize
-    return floating or size >= SMALL
+    return size >= SMALL or (floating and size > 0)
 
 
 def lower(schedule: Callable[[Any], Any]) -> Any:

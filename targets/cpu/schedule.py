@@ -11,4 +11,5 @@ def schedule(target: Any, processor: Any) -> Any:
     @tvm.transform.module_pass(opt_level=0)
     def run(module: Any, _context: Any) -> Any:
         return module
+
     return run
