@@ -14,7 +14,7 @@ from targets.base import BundleError
 from targets.files import (
     READ_SIZE,
     TEMPORARY,
-    full_disk_is_an_error,
+    disk_errors,
     hash_file,
     make_directory,
     sync_directory,
@@ -64,7 +64,7 @@ class BlobDir:
         if not self.has(sha256):
             handle, temporary = self.temporary()
             try:
-                with full_disk_is_an_error("a blob"):
+                with disk_errors("a blob"):
                     write_all(handle, data, 0)
                     os.fsync(handle)
                 self.adopt(temporary, sha256)
@@ -81,7 +81,7 @@ class BlobDir:
         handle, temporary = self.temporary()
         digest = hashlib.sha256()
         try:
-            with path.open("rb", buffering=0) as source, full_disk_is_an_error(f"a copy of {path.name}"):
+            with path.open("rb", buffering=0) as source, disk_errors(f"a copy of {path.name}"):
                 offset = 0
                 while block := source.read(READ_SIZE):
                     # Hashed again: what counts is what was copied, should the file be changing.

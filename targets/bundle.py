@@ -161,7 +161,7 @@ def check_path(path: str) -> str:
 
 
 def check(manifest: Manifest) -> None:
-    """Enforce the rules of the format on a decoded manifest. Raises :class:`BundleError` that names the first broken."""
+    """Enforce the rules of the format on a decoded manifest. Raises :class:`BundleError` that names one broken."""
     _check_texts(manifest)
     files = _check_files(manifest.files)
     for tensor in (*manifest.inputs, *manifest.outputs):

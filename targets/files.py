@@ -20,14 +20,19 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextlib.contextmanager
-def full_disk_is_an_error(what: str) -> Iterator[None]:
-    """Turns the system's word for a full disk into a :class:`FleetError` with code ``disk-full``."""
+def disk_errors(what: str) -> Iterator[None]:
+    """Turns what the system says of a disk into a :class:`FleetError`: code ``disk-full``, or ``disk-error``."""
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise disk_full(f"cannot store {what}: {os.strerror(error.errno or 0).lower()}") from error
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        if error.errno in _FULL:
+            raise disk_full(f"cannot store {what}: {reason.lower()}") from error
+        raise FleetError(
+            f"cannot store {what}: {reason.lower()}",
+            code="disk-error",
+            hint="see that the disk is healthy and can be written (dmesg, mount)",
+        ) from error
 
 
 def disk_full(message: str) -> FleetError:
