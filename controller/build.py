@@ -10,9 +10,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -67,17 +67,17 @@ def build(
 ) -> list[Built]:
     """Build every request; outcomes in the order of the requests. One that fails, or crashes, fails alone.
 
-    ``jobs`` builds run at once, as many as there are cores by default. ``scheduler`` is a Dask scheduler's address, such
-    as ``tcp://host:8786``; its workers need the same version of fleet. Setting ``stop`` ends what is running.
+    ``jobs`` builds run at once, as many as there are cores by default. ``scheduler`` is a Dask scheduler's address,
+    such as ``tcp://host:8786``; its workers need the same version of fleet. Setting ``stop`` ends what is running.
 
     Raises:
         FleetError: only for what concerns all of them, such as a scheduler that does not answer.
     """
-    cache = BuildCache(home.cache)
+    build_cache = BuildCache(home.cache)
     stop = stop or threading.Event()
     jobs = jobs or min(len(os.sched_getaffinity(0)), max(len(requests), 1))
     with _workers(scheduler, home, stop) as run, ThreadPoolExecutor(jobs, thread_name_prefix="build") as pool:
-        futures = [pool.submit(_one, request, cache, run, listener, stop) for request in requests]
+        futures = [pool.submit(_one, request, build_cache, run, listener, stop) for request in requests]
         try:
             wait(futures)
         except BaseException:
@@ -149,7 +149,7 @@ def _key(request: BuildRequest, host: HostHalf, toolchain: Mapping[str, str]) ->
     }
 
 
-@lru_cache(maxsize=None)
+@cache
 def _code(module: str) -> str:
     """Digest of the Python sources that a build runs: a changed compiler must not hand out its old results."""
     package = module.rpartition(".")[0] or module
@@ -221,7 +221,9 @@ def _workers(scheduler: str, home: Home, stop: threading.Event) -> Iterator[Run]
     from controller import dask_builds
 
     with dask_builds.executor(scheduler) as executor:
-        yield lambda request, workdir, stages: dask_builds.run(executor, request.model, request, workdir, stages, stop)
+        yield lambda request, workdir, stages: dask_builds.run(
+            executor, request.model, request.target, request.options, workdir, stages, stop
+        )
 
 
 @contextlib.contextmanager

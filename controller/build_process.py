@@ -1,7 +1,7 @@
 """One build in a process of its own: what a compiler leaks, prints or crashes on stays there.
 
-`run` is the parent's side; ``python -m controller.build_process`` the child's. The job goes in as one line of JSON, then
-lines come out: progress, and at the end a result or an error. Nothing is pickled, and the child ends with its parent.
+`run` is the parent's side; ``python -m controller.build_process`` the child's. The job goes in as one line of JSON,
+then lines come out: progress, and at the end a result or an error. Nothing is pickled; the child ends with its parent.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class BuildProcess:
         if self._stopped:
             raise _interrupted()
         if failed is not None:
-            raise _error(failed)
+            raise raised(failed)
         if done is None or process.returncode != 0:
             raise _crashed(process.returncode, log)
         return done
@@ -116,7 +116,8 @@ class BuildProcess:
                 self._process.kill()
 
 
-def _error(failed: Failed) -> FleetError:
+def raised(failed: Failed) -> FleetError:
+    """The error that a child told of."""
     from targets.base import ModelError
 
     kind = ModelError if failed.kind == "ModelError" else FleetError

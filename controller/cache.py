@@ -26,7 +26,7 @@ def cache_key(parts: object) -> str:
 
 
 class BuildCache:
-    """Manifests by the key of what they were made from; their blobs in one :class:`BlobDir`. Several processes may use it."""
+    """Manifests by the key of what they were made from, and their blobs. Several processes may use it at once."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

@@ -118,7 +118,8 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     except TypeError:
         import ml_dtypes
 
-        return np.dtype(getattr(ml_dtypes, name))
+        extended: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+        return extended
 
 
 def _check(results: Sequence[Array], outputs: Sequence[TensorSpec], model: SourceModel) -> None:
@@ -132,7 +133,7 @@ def _check(results: Sequence[Array], outputs: Sequence[TensorSpec], model: Sourc
             )
         if np.issubdtype(result.dtype, np.floating) and not np.isfinite(result).all():
             raise ModelError(
-                f"output '{spec.name}' of {model.name} is not finite for ordinary inputs: nothing can be proved with it",
+                f"output '{spec.name}' of {model.name} is not finite for ordinary inputs: it proves nothing",
                 hint="check the model's weights",
             )
 

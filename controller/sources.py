@@ -62,7 +62,7 @@ def _joined(path: Path, home: Home) -> Path:
     """One file with the model and its external data: what is built and what is hashed must be the same thing."""
     import hashlib
 
-    from google.protobuf.message import EncodeError
+    from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 
     try:
         data = onnx_model.read(path).SerializeToString(deterministic=True)

@@ -21,7 +21,7 @@ def read(path: Path, *, external: bool = True) -> Any:
         ModelError: unreadable, too large, truncated, not ONNX, or with data outside its folder.
     """
     import onnx
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
         size = path.stat().st_size

@@ -37,10 +37,13 @@ _OPERATOR = re.compile(
 _SYMBOL = re.compile(r"Symbol\('([suz]\d+)'(?:, (?:positive|nonnegative|integer)=(?:True|False))*\)")
 _SYMBOL_NAME = re.compile(r"[suz]\d+")
 _FUNCTIONS = frozenset(
-    ("Integer Add Mul Pow Max Min Mod FloorDiv CeilDiv PythonMod ModularIndexing CleanDiv TruncToInt FloorToInt CeilToInt "
-     "IntTrueDiv FloatTrueDiv ToFloat Eq Ne Lt Le Gt Ge Equality Unequality StrictLessThan LessThan StrictGreaterThan "
-     "GreaterThan And Or Not Piecewise True False floor ceiling").split()
-)  # fmt: skip
+    {
+        *("Integer", "Add", "Mul", "Pow", "Max", "Min", "Mod", "True", "False", "floor", "ceiling"),
+        *("FloorDiv", "CeilDiv", "CleanDiv", "IntTrueDiv", "FloatTrueDiv", "PythonMod", "ModularIndexing", "ToFloat"),
+        *("TruncToInt", "FloorToInt", "CeilToInt", "Eq", "Ne", "Lt", "Le", "Gt", "Ge", "And", "Or", "Not", "Piecewise"),
+        *("Equality", "Unequality", "StrictLessThan", "LessThan", "StrictGreaterThan", "GreaterThan"),
+    }
+)
 _EXPRESSION = re.compile(r"[\w\s+\-*/%(),<>=!&|~]*")
 _PLAIN = frozenset({"archive_version", "byteorder", ".data/version"})
 _TREE_TYPES = frozenset({None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"})

@@ -52,7 +52,7 @@ def import_runtime(threads: int) -> None:
     """
     available = len(os.sched_getaffinity(0))
     if "tvm" not in sys.modules:
-        # Left alone, the pool takes half of the machine's logical processors, and binds threads to cores it may not use.
+        # Left alone, the pool takes half of the logical processors, and binds threads to cores it may not use.
         os.environ["TVM_NUM_THREADS"] = str(threads or available)
         if available < (os.cpu_count() or 1):
             os.environ["TVM_BIND_THREADS"] = "0"
@@ -61,7 +61,7 @@ def import_runtime(threads: int) -> None:
             # tvm_ffi imports torch where it is installed, to trade tensors with it. A name that maps to None in
             # sys.modules is one that cannot be imported: the documented way to say "do without".
             sys.modules["torch"] = None  # type: ignore[assignment]
-    import tvm.runtime.vm
+    import tvm.runtime.vm  # noqa: F401
 
 
 class CPURunner:

@@ -82,10 +82,10 @@ def _is_weight(value: Any) -> bool:
 
 
 def lower(schedule: Callable[[Any], Any]) -> Any:
-    """From operators to scheduled loops: TVM's own CPU pipeline with ``schedule`` between fusion and the VM's passes."""
+    """From operators to scheduled loops: TVM's CPU pipeline with ``schedule`` between fusion and the VM's passes."""
     from tvm.relax.backend.cpu_generic import pipeline as cpu
 
-    @tvm.transform.module_pass(opt_level=0)
+    @tvm.transform.module_pass(opt_level=0)  # type: ignore[untyped-decorator]
     def pipeline(module: Any, _context: Any) -> Any:
         target = tvm.target.Target.current()
         passes = [
