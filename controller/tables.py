@@ -90,7 +90,7 @@ def current(connection: Connection) -> bool:
     """Whether nothing has to be made or changed; only reads."""
     if not inspect(connection).has_table(version_table.name):
         return False
-    return connection.execute(select(version_table.c.version)).scalar_one() == len(MIGRATIONS) + 1
+    return bool(connection.execute(select(version_table.c.version)).scalar_one() == len(MIGRATIONS) + 1)
 
 
 def prepare(connection: Connection) -> None:
