@@ -1,4 +1,4 @@
-"""A bundle as one file, for people to pass around: a zip of ``manifest.json``, ``signature.json`` and ``blobs/<sha256>``."""
+"""A bundle as one file to pass around: a zip of ``manifest.json``, ``signature.json`` and ``blobs/<sha256>``."""
 
 from __future__ import annotations
 
@@ -90,8 +90,7 @@ def read_archive(path: Path, blobs: BlobDir) -> tuple[Manifest, Signature | None
             if _SIGNATURE in members:
                 data = _read(archive, members, _SIGNATURE, _MAX_SIGNATURE)
                 signature = msgspec.json.decode(data, type=Signature)
-        sizes = {entry.sha256: entry.size for entry in manifest.files}
-        with _hostile(path):
+            sizes = {entry.sha256: entry.size for entry in manifest.files}
             _check_members(members, sizes)
         with disk_errors(f"the bundle {path.name}"):
             folder = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=blobs.root))
