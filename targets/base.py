@@ -197,7 +197,8 @@ class Runner(Protocol):
 class LoadedBundle(Protocol):
     """What a runner is given: the manifest and where each of its files lies on the device."""
 
-    manifest: Any  # targets.bundle.Manifest; Any because bundle.py imports this module
+    @property
+    def manifest(self) -> Any: ...  # targets.bundle.Manifest; Any because bundle.py imports this module
 
     def path(self, name: str) -> Path: ...
 

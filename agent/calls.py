@@ -1,0 +1,103 @@
+"""What an agent asks of its worker processes: MessagePack structs, each after its length in four bytes.
+
+Both ends are always of the same version, and neither is a stranger: the pipe is inherited, never listened on.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import msgspec
+
+from targets.base import TensorSpec
+
+LENGTH = struct.Struct("<I")
+
+
+class Call(msgspec.Struct, tag_field="t", kw_only=True):
+    """One call; answered by one of `Answer`."""
+
+
+class Load(Call, tag="load", kw_only=True):
+    """Load a bundle from the folder where it lies in the store."""
+
+    target: str
+    bundle: str
+    threads: int
+    faults: list[str]
+
+
+class Loaded(Call, tag="loaded", kw_only=True):
+    """``unmet`` says why this device cannot run the bundle; then nothing was loaded."""
+
+    engine: str
+    unmet: str = ""
+
+
+class CheckGolden(Call, tag="check-golden", kw_only=True):
+    """Run one golden set and compare."""
+
+    index: int
+
+
+class GoldenChecked(Call, tag="golden-checked", kw_only=True):
+    """``mismatch`` says what is wrong, with figure and bound; empty when all is right.
+
+    ``error``: largest absolute difference from the reference.
+    """
+
+    error: float
+    mismatch: str = ""
+
+
+class RunOnce(Call, tag="run-once", kw_only=True):
+    """Inputs in the manifest's order as raw bytes."""
+
+    inputs: list[bytes]
+
+
+class RanOnce(Call, tag="ran-once", kw_only=True):
+    outputs: list[bytes]
+    specs: list[TensorSpec]
+    seconds: float
+
+
+class Measure(Call, tag="measure", kw_only=True):
+    """Run ``queries`` times on the first golden input."""
+
+    queries: int
+
+
+class Measured(Call, tag="measured", kw_only=True):
+    """Latencies in seconds as float64 bytes."""
+
+    seconds: bytes
+
+
+class AskConditions(Call, tag="conditions", kw_only=True):
+    pass
+
+
+class Conditions(Call, tag="are-conditions", kw_only=True):
+    values: dict[str, str]
+
+
+class Failed(Call, tag="failed", kw_only=True):
+    """The call raised. ``code`` is a `FleetError`'s, or ``worker-error``."""
+
+    code: str
+    message: str
+    hint: str = ""
+
+
+AnyCall = Load | CheckGolden | RunOnce | Measure | AskConditions
+Answer = Loaded | GoldenChecked | RanOnce | Measured | Conditions | Failed
+
+_encoder = msgspec.msgpack.Encoder()
+calls: msgspec.msgpack.Decoder[AnyCall] = msgspec.msgpack.Decoder(AnyCall)
+answers: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
+
+
+def frame(call: Call) -> bytes:
+    data = _encoder.encode(call)
+    return LENGTH.pack(len(data)) + data

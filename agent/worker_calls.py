@@ -1,0 +1,119 @@
+"""What a worker process does for each of the agent's calls."""
+
+from __future__ import annotations
+
+import socket
+import time
+import traceback
+from pathlib import Path
+
+from agent import calls as c
+from agent.config import VERSION
+from agent.faults import Faults, FaultyRunner, before_golden
+from agent.golden import compare
+from agent.store import StoredBundle, load_bundle
+from agent.tensors import from_bytes, spec_of, to_bytes
+from targets import base
+from targets.base import FleetError, Runner, TensorSpec
+
+
+class Worker:
+    def __init__(self) -> None:
+        self._bundle: StoredBundle | None = None
+        self._runner: Runner | None = None
+        self._faults = Faults()
+        self._measurable = False
+
+    def serve(self, connection: socket.socket) -> None:
+        """Answer calls until the agent closes its end."""
+        with connection.makefile("rb") as stream:
+            while len(head := stream.read(c.LENGTH.size)) == c.LENGTH.size:
+                data = stream.read(c.LENGTH.unpack(head)[0])
+                connection.sendall(c.frame(self._answer(c.calls.decode(data))))
+
+    def _answer(self, call: c.AnyCall) -> c.Answer:
+        try:
+            if isinstance(call, c.Load):
+                return self._load(call)
+            if isinstance(call, c.CheckGolden):
+                return self._check_golden(call.index)
+            if isinstance(call, c.RunOnce):
+                return self._run_once(call.inputs)
+            if isinstance(call, c.Measure):
+                return self._measure(call.queries)
+            return c.Conditions(values=self._loaded[1].conditions())
+        except FleetError as error:
+            return c.Failed(code=error.code, message=error.message, hint=error.hint)
+        except Exception as error:
+            traceback.print_exc()
+            return c.Failed(code="worker-error", message=f"{type(error).__name__}: {error}")
+
+    def _load(self, call: c.Load) -> c.Loaded:
+        bundle = load_bundle(Path(call.bundle))
+        device = base.find(call.target).device()
+        if unmet := unmet_version(bundle.manifest.requirements.agent) or device.unmet(bundle.manifest.requirements):
+            return c.Loaded(engine=bundle.manifest.engine, unmet=unmet)
+        self._bundle = bundle
+        self._faults = Faults.parse(call.faults)
+        self._runner = device.load(bundle, call.threads)
+        if self._faults.kinds:
+            self._runner = FaultyRunner(self._runner, self._faults)
+        return c.Loaded(engine=self._runner.engine)
+
+    @property
+    def _loaded(self) -> tuple[StoredBundle, Runner]:
+        if self._bundle is None or self._runner is None:
+            raise FleetError("no model is loaded", code="worker-error")
+        return self._bundle, self._runner
+
+    def _read(self, names: tuple[str, ...], specs: tuple[TensorSpec, ...]) -> list[base.Array]:
+        bundle, _ = self._loaded
+        return [from_bytes(spec, bundle.path(name).read_bytes()) for name, spec in zip(names, specs, strict=True)]
+
+    def _check_golden(self, index: int) -> c.GoldenChecked:
+        bundle, runner = self._loaded
+        manifest = bundle.manifest
+        inputs = self._read(manifest.golden.inputs[index], manifest.inputs)
+        references = self._read(manifest.golden.outputs[index], manifest.outputs)
+        before_golden(self._faults)
+        self._measurable = False
+        error, mismatch = compare(
+            runner.infer(inputs), references, manifest.outputs, rtol=manifest.golden.rtol, atol=manifest.golden.atol
+        )
+        return c.GoldenChecked(error=error, mismatch=mismatch)
+
+    def _run_once(self, inputs: list[bytes]) -> c.RanOnce:
+        bundle, runner = self._loaded
+        manifest = bundle.manifest
+        arrays = [from_bytes(spec, data) for spec, data in zip(manifest.inputs, inputs, strict=True)]
+        self._measurable = False
+        begin = time.perf_counter()
+        outputs = runner.infer(arrays)
+        seconds = time.perf_counter() - begin
+        named = zip(manifest.outputs, outputs, strict=True)
+        return c.RanOnce(
+            outputs=[to_bytes(output) for output in outputs],
+            specs=[spec_of(spec.name, output, spec.layout) for spec, output in named],
+            seconds=seconds,
+        )
+
+    def _measure(self, queries: int) -> c.Measured:
+        bundle, runner = self._loaded
+        if not self._measurable:
+            # Always the same input: latency may depend on the data.
+            runner.infer(self._read(bundle.manifest.golden.inputs[0], bundle.manifest.inputs))
+            self._measurable = True
+        return c.Measured(seconds=to_bytes(runner.measure(queries).astype("float64")))
+
+
+def unmet_version(wanted: str) -> str:
+    """Why this agent is too old for a bundle, in words; empty when it is not."""
+
+    def numbers(version: str) -> list[int]:
+        return [int(part) for part in version.split(".")[:2]]
+
+    try:
+        new_enough = numbers(VERSION) >= numbers(wanted)
+    except ValueError:
+        return f"the bundle asks for agent '{wanted}', which is no version"
+    return "" if new_enough else f"the bundle needs agent {wanted}, this is {VERSION}"
