@@ -1,0 +1,85 @@
+"""Asking many devices at once what they are doing. Imports nothing heavy: `fleet devices` must be quick."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from agent import protocol as p
+from controller.carriers import connect
+from controller.connection import printable
+from controller.inventory import Device
+from controller.reports import DeviceReport, StatusReport
+from targets.base import FleetError
+
+if TYPE_CHECKING:
+    from controller.fleet import Fleet
+
+
+async def devices(fleet: Fleet, selection: Sequence[Device]) -> list[DeviceReport]:
+    """See `Fleet.devices`."""
+    reports = []
+    for device, found in zip(selection, await status(fleet, selection), strict=True):
+        default = next((release for release in found.releases if release.slot == "default"), None)
+        reports.append(
+            DeviceReport(
+                name=found.name,
+                target=found.target,
+                state=found.state,
+                release=default.bundle if default else "",
+                model=default.model if default else "",
+                lease=found.lease,
+                agent_version=found.agent_version,
+                labels=found.labels,
+                simulated=found.simulated,
+                address=device.address or device.rpc or device.tracker,
+                reason=found.reason,
+            )
+        )
+    return reports
+
+
+async def status(fleet: Fleet, selection: Sequence[Device]) -> list[StatusReport]:
+    """See `Fleet.status`."""
+    return list(await asyncio.gather(*(_one(fleet, device) for device in selection)))
+
+
+async def _one(fleet: Fleet, device: Device) -> StatusReport:
+    try:
+        connection, carrier = await connect(device, fleet.keys, client=fleet.holder)
+        try:
+            found = await connection.request(p.GetStatus(), p.Status)
+        finally:
+            await connection.close()
+    except FleetError as error:
+        return StatusReport(
+            name=device.name,
+            target=device.target,
+            state=error.code,
+            agent_version="",
+            labels=device.labels,
+            simulated=device.simulated,
+            reason=error.message + (f" ({error.hint})" if error.hint else ""),
+        )
+    reason = ""
+    if found.target != device.target:
+        reason = f"the inventory says target {device.target}, the agent says {printable(found.target, 64)}"
+    return StatusReport(
+        name=device.name,
+        target=device.target,
+        state=found.state,
+        agent_version=printable(found.agent_version, 64),
+        labels=device.labels,
+        simulated=found.simulated,
+        reason=reason,
+        carrier=carrier,
+        releases=found.releases,
+        lease=printable(found.lease.holder, 200) if found.lease else "",
+        lease_expires_in=found.lease.expires_in if found.lease else 0.0,
+        uptime=found.uptime,
+        telemetry=found.telemetry,
+        unacknowledged=found.unacknowledged,
+        store_bytes=found.store_bytes,
+        free_bytes=found.free_bytes,
+    )
