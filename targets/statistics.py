@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
+Lengths = Sequence[int] | npt.NDArray[np.int32]
 
 #: Most units a run is divided into.
 MAX_UNITS = 20
@@ -48,7 +49,7 @@ class Statistics:
     ci50: tuple[float, float]
 
 
-def summarise(samples: Sequence[float] | Floats, blocks: Sequence[int] = ()) -> Statistics:
+def summarise(samples: Sequence[float] | Floats, blocks: Lengths = ()) -> Statistics:
     """Statistics of ``samples`` (milliseconds, in the order taken), which were taken in ``blocks`` of these lengths.
 
     Raises :class:`ValueError` when there are none, or when the blocks do not add up.
@@ -69,7 +70,7 @@ def summarise(samples: Sequence[float] | Floats, blocks: Sequence[int] = ()) -> 
     )
 
 
-def units(samples: Sequence[float] | Floats, blocks: Sequence[int] = (), count: int = MAX_UNITS) -> Floats:
+def units(samples: Sequence[float] | Floats, blocks: Lengths = (), count: int = MAX_UNITS) -> Floats:
     """Medians of at most ``count`` contiguous batches of whole blocks, in order; shape (units,).
 
     Without ``blocks`` every sample is a block of its own.
@@ -94,7 +95,7 @@ def correlation(values: Floats) -> float:
     return min(max((count * lag + 1) / (count - 4), 0.0), 0.9)
 
 
-def median_interval(samples: Sequence[float] | Floats, blocks: Sequence[int] = ()) -> tuple[float, float]:
+def median_interval(samples: Sequence[float] | Floats, blocks: Lengths = ()) -> tuple[float, float]:
     """The 95 % confidence interval of the median, in the unit of ``samples``; honest under correlation and drift.
 
     It is centred on the median of all samples (sectioning: Asmussen & Glynn 2007, *Stochastic Simulation*, III.5), and
@@ -105,7 +106,7 @@ def median_interval(samples: Sequence[float] | Floats, blocks: Sequence[int] = (
     - a t-interval over 5 units, whose spread shows what varies more slowly than the first can see.
 
     It is never narrower than the order-statistic interval of independent samples. Simulated coverage with AR(1) noise
-    between blocks: 98 % at r = 0, 95 % at r = 0.6, 89 % at r = 0.8. What stays the same for a whole run cannot be seen
+    between blocks: 99 % at r = 0, 96 % at r = 0.6, 88 % at r = 0.8. What stays the same for a whole run cannot be seen
     from inside it.
     """
     values = np.asarray(samples, dtype=np.float64)
@@ -131,7 +132,7 @@ def _trimmed_half_width(values: Floats) -> float:
     winsorised = np.clip(values, ordered[cut], ordered[count - 1 - cut])
     r = correlation(winsorised)
     inflation = (1 + r) / (1 - r)
-    freedom = max((count - 2 * cut) / inflation - 1, 1.0)
+    freedom = max((count - 2 * cut) / inflation - 1, COARSE_UNITS - 1)
     spread = float(winsorised.std(ddof=1)) / (1 - 2 * cut / count)
     return student95(freedom) * spread * math.sqrt(inflation / count)
 
