@@ -146,10 +146,10 @@ def nbytes(tensor: TensorSpec) -> int:
 def check_path(path: str) -> str:
     """The path itself. Raises :class:`BundleError` unless it stays inside a bundle on every file system."""
     shown = path[:80]
-    if not path or len(path.encode()) > _MAX_PATH:
-        raise BundleError(f"'{shown}' is not a path of 1 to {_MAX_PATH} bytes", code="bad-path")
     if not path.isprintable() or _FORBIDDEN & set(path) or unicodedata.normalize("NFC", path) != path:
         raise BundleError(f"the path {shown!r} has characters that not every file system keeps", code="bad-path")
+    if not path or len(path.encode()) > _MAX_PATH:
+        raise BundleError(f"'{shown}' is not a path of 1 to {_MAX_PATH} bytes", code="bad-path")
     for name in path.split("/"):
         if name in ("", ".", ".."):
             raise BundleError(f"the path '{shown}' is not relative or leaves the bundle", code="bad-path")
