@@ -63,7 +63,7 @@ def run(
     """One build on some worker; its files end up below ``workdir``."""
     job = Job(msgspec.structs.replace(model, path=""), target, dict(options), "", "")
     future = executor.submit(build_there, msgspec.json.encode(job), Path(model.path).read_bytes())
-    stages(f"on {type(executor).__name__.removesuffix('Executor') or 'the cluster'}", 0.0)
+    stages("on the cluster", 0.0)
     while True:
         if stop.is_set():
             future.cancel()
