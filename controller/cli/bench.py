@@ -1,0 +1,170 @@
+"""``fleet bench``"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from controller.cli import arguments, complete, exits
+from controller.cli.results import comparison_lines, open_results
+from controller.cli.running import run
+from controller.cli.session import Session, build_options, command
+from controller.cli.view import view
+from targets import defaults
+from targets.base import FleetError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from agent.protocol import RunResult
+    from controller.compare import Comparison
+    from controller.reports import RunReport
+
+
+def register(app: typer.Typer) -> None:
+    @command(app, "bench", selects=True)
+    def bench(
+        session: Session,
+        model: arguments.OptionalModel = None,
+        ab: Annotated[
+            tuple[str, str] | None,
+            typer.Option("--ab", metavar="A B", help="Measure two models, files or bundles in turn, block by block."),
+        ] = None,
+        batch: Annotated[str, typer.Option(metavar="1,4,8", help="Batch sizes to build and measure.")] = "",
+        baseline: Annotated[
+            str,
+            typer.Option(metavar="RUN", help="Exit 1 if slower than this run.", autocompletion=complete.runs),
+        ] = "",
+        min_duration: Annotated[
+            float, typer.Option(min=0, metavar="S", help="Measure at least so long.")
+        ] = defaults.BENCH_MIN_DURATION,
+        percentile: Annotated[
+            float, typer.Option(metavar="P", help="Take enough queries for this percentile: 90 or 99, say.")
+        ] = defaults.BENCH_PERCENTILE,
+        max_other_load: Annotated[
+            float, typer.Option(min=0, max=1, metavar="SHARE", help="Other load that makes a run INVALID.")
+        ] = defaults.BENCH_MAX_OTHER_LOAD,
+        strict: Annotated[bool, typer.Option("--strict", help="Exit 1 if a run is INVALID.")] = False,
+        keep: Annotated[bool, typer.Option("--keep", help="Leave results on the devices too.")] = False,
+        slot: arguments.Slot = "default",
+        weights: arguments.Weights = "",
+        option: arguments.BuildOption = None,
+        threads: arguments.Threads = 0,
+        jobs: arguments.Jobs = 0,
+        scheduler: arguments.Scheduler = "",
+        wait: arguments.Wait = 600.0,
+    ) -> int:
+        """Measure on the devices: live view, stored results, a verdict on each."""
+        from agent.protocol import BenchSpec
+        from controller.options import BenchOptions
+
+        if ab is not None and model is not None:
+            raise FleetError("--ab names both models", code="usage", hint=f"leave out {model}")
+        options = BenchOptions(
+            spec=BenchSpec(
+                min_duration=min_duration,
+                percentile=_percentile(percentile),
+                max_other_load=max_other_load,
+                warmup_max=defaults.BENCH_WARMUP_MAX,
+                threads=threads,
+            ),
+            ab=ab,
+            batches=_batches(batch),
+            slot=slot,
+            keep=keep,
+            weights=weights,
+            options=build_options(option or ()),
+            threads=threads,
+            jobs=jobs,
+            scheduler=scheduler,
+            lease_wait=wait,
+        )
+        fleet = session.fleet()
+        selection = session.select(fleet)
+        if baseline:
+            # Better now than after minutes of measuring.
+            open_results().get(baseline)
+        with view("fleet bench", selection) as listener:
+            fleet.listener = listener
+            found = run(fleet.bench(model, selection, options))
+
+        return _answer(session, found, baseline, strict)
+
+
+def _answer(session: Session, found: Sequence[RunResult | RunReport], baseline: str, strict: bool) -> int:
+    from controller.reports import RunReport
+    from controller.results import report
+
+    reports = [one if isinstance(one, RunReport) else report(one) for one in found]
+    comparisons = _comparisons(found, baseline)
+    session.answer(
+        {"runs": reports, **({"comparisons": comparisons} if comparisons else {})},
+        *(() if session.as_json else tables(reports)),
+        *(line for comparison in comparisons for line in comparison_lines(comparison)),
+    )
+    failed = any(one.failed for one in reports)
+    invalid = strict and any(one.verdict != "VALID" for one in reports)
+    slower = bool(baseline) and any(one.verdict == "slower" and not one.paired for one in comparisons)
+    return exits.FAILED if failed or invalid or slower else exits.GOOD
+
+
+def _comparisons(found: Sequence[RunResult | RunReport], baseline: str) -> list[Comparison]:
+    """Each run against the baseline, and interleaved ones with one another."""
+    from agent.protocol import RunResult
+    from controller.compare import compare_runs
+
+    runs = [one for one in found if isinstance(one, RunResult)]
+    pairs = [(baseline, one.run) for one in runs] if baseline else []
+    pairs += [
+        (one.run, two.run) for i, one in enumerate(runs) for two in runs[i + 1 :] if two.interleaved_with == one.run
+    ]
+    if not pairs:
+        return []
+    results = open_results()
+    return [compare_runs(results, a, b) for a, b in pairs]
+
+
+def _percentile(value: float) -> float:
+    if not 0 < value < 100:
+        raise FleetError(f"--percentile {value:g}: not between 0 and 100", code="usage", hint="such as 90 or 99")
+    return value
+
+
+def _batches(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        sizes = (0,)
+    if any(size < 1 for size in sizes):
+        raise FleetError(f"--batch {text}: expected whole numbers from 1", code="usage", hint="such as --batch 1,4,8")
+    return sizes
+
+
+def tables(reports: Sequence[RunReport]) -> list[RenderableType]:
+    """Runs as a table; latencies in milliseconds."""
+    from controller.cli.tables import Cell, board, latency, short, table, word
+    from controller.tui.figures import rate
+
+    columns = ["run", "device", "target", "model", "bundle", "batch", "verdict"]
+    columns += ["p50 ms", "p90 ms", "p99 ms", "items/s", "queries", "reason"]
+    rows: list[list[Cell]] = [
+        [
+            short(r.id),
+            board(r.device, r.simulated),
+            r.target,
+            r.model,
+            short(r.bundle),
+            str(r.batch),
+            word("failed" if r.failed else r.verdict),
+            latency(r.latency_ms, "p50"),
+            latency(r.latency_ms, "p90"),
+            latency(r.latency_ms, "p99"),
+            rate(r.throughput) if r.throughput else "—",
+            str(r.samples),
+            r.reason,
+        ]
+        for r in reports
+    ]
+    return [table(columns, rows, right=(*columns[9:12], "p50 ms", "p90 ms", "batch"))]

@@ -1,0 +1,146 @@
+"""``fleet results``"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from controller.cli import complete, exits
+from controller.cli.session import Session, command, default
+from targets.base import FleetError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from controller.compare import Comparison
+    from controller.results import Results, StoredRun
+
+_Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or its beginning.", autocompletion=complete.runs)]
+_Models = Annotated[
+    list[str] | None,
+    typer.Option("--model", metavar="M", help="Only this model (repeatable).", autocompletion=complete.models),
+]
+_Limit = Annotated[int, typer.Option("--limit", "-n", min=0, help="How many, the newest first; 0 for all.")]
+_HELP = "What was measured: list, show, compare, export."
+
+
+def register(app: typer.Typer) -> None:
+    results = typer.Typer(help=_HELP)
+    app.add_typer(results, name="results")
+
+    @default(results, selects=True)
+    def plain(session: Session) -> int:
+        """What was measured: list, show, compare, export."""
+        return _list(session, (), "", 20)
+
+    @command(results, "list", selects=True)
+    def list_(
+        session: Session,
+        model: _Models = None,
+        verdict: Annotated[str, typer.Option(metavar="V", help="VALID or INVALID.")] = "",
+        limit: _Limit = 20,
+    ) -> int:
+        """List runs, the newest first."""
+        return _list(session, model or (), verdict.upper(), limit)
+
+    @command(results, "show")
+    def show(session: Session, run: _Run) -> int:
+        """Everything about one run: statistics, conditions, versions."""
+        found = open_results().get(run)
+        session.answer({"runs": [found]}, *(() if session.as_json else _details(found)))
+        return exits.GOOD
+
+    @command(results, "compare")
+    def compare(
+        session: Session,
+        a: _Run,
+        b: Annotated[str, typer.Argument(metavar="RUN", help="The other.", autocompletion=complete.runs)],
+    ) -> int:
+        """Whether the second run is faster or slower than the first, or cannot be told apart from it."""
+        from controller.compare import compare_runs
+
+        found = compare_runs(open_results(), a, b)
+        session.answer({"comparison": found}, *comparison_lines(found))
+        return exits.GOOD
+
+    @command(results, "export", selects=True)
+    def export(
+        session: Session,
+        output: Annotated[
+            Path | None, typer.Option("-o", "--output", metavar="FILE", help="Else standard output.")
+        ] = None,
+        form: Annotated[str, typer.Option("--format", metavar="F", help="csv or json.")] = "csv",
+        model: _Models = None,
+        samples: Annotated[bool, typer.Option("--samples", help="With every single latency.")] = False,
+        limit: _Limit = 0,
+        force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    ) -> int:
+        """Write runs for other programs."""
+        raise NotImplementedError
+
+
+def open_results() -> Results:
+    from controller.home import Home
+    from controller.results import Results
+
+    return Results(Home.find().results_url)
+
+
+def _select(session: Session, results: Results, models: Sequence[str], verdict: str, limit: int) -> list[StoredRun]:
+    """Runs as the options ask. Raises FleetError ``nothing-matched`` when conditions were given and none fits."""
+    if session.labels:
+        raise FleetError("results have no labels", code="usage", hint="use --device, --target or --model")
+    if verdict not in ("", "VALID", "INVALID"):
+        raise FleetError(f"--verdict {verdict}: expected VALID or INVALID", code="usage")
+    found = results.list(devices=session.devices, targets=session.targets, models=models, verdict=verdict, limit=limit)
+    if not found and (session.devices or session.targets or models or verdict):
+        raise FleetError("no run matches", code="nothing-matched", hint="`fleet results list` shows what there is")
+    return found
+
+
+def _list(session: Session, models: Sequence[str], verdict: str, limit: int) -> int:
+    runs = _select(session, open_results(), models, verdict, 0 if session.everything else limit)
+    if session.as_json:
+        session.answer({"runs": runs})
+        return exits.GOOD
+    from controller.cli.bench import tables
+
+    session.answer({}, *(tables(runs) if runs else ["no results yet; `fleet bench --all` makes some"]))
+    return exits.GOOD
+
+
+def comparison_lines(found: Comparison) -> list[RenderableType]:
+    return [found.words, *(f"  note: {caveat}" for caveat in found.caveats)]
+
+
+def _details(run: StoredRun) -> list[RenderableType]:
+    import time
+
+    from controller.cli.bench import tables
+    from controller.tui.figures import milliseconds
+
+    parts = tables([run])
+    parts.append(f"id          {run.id}")
+    parts.append(f"bundle      {run.bundle}")
+    parts.append(f"origin      {run.origin or '—'}")
+    parts.append(f"started     {time.strftime('%Y-%m-%d %H:%M:%S %z', time.localtime(run.started_at))}")
+    parts.append(f"engine      {run.engine}, agent {run.agent_version or '—'}, commit {run.commit or '—'}")
+    if run.interleaved_with:
+        parts.append(f"interleaved with {run.interleaved_with}")
+    stats = run.latency_ms
+    if stats is not None:
+        figures = ", ".join(f"{name} {milliseconds(getattr(stats, name))}" for name in ("mean", "std", "min", "max"))
+        low, high = stats.ci50
+        parts.append(f"latency ms  {figures}, median within {milliseconds(low)} to {milliseconds(high)} (95 %)")
+    for title, values in (("conditions", run.conditions), ("versions", run.versions), ("counters", run.counters)):
+        if values:
+            parts.append(f"{title}:")
+            parts += [f"  {key} = {_plain(value)}" for key, value in sorted(values.items())]
+    return parts
+
+
+def _plain(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,114 @@
+"""Watching devices for ``fleet top``: until a key is pressed, or until each has told its readings."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+import termios
+import time
+import tty
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from controller.events import DeviceChanged, Event, Reading
+from controller.tui.state import GONE, ViewState
+
+if TYPE_CHECKING:
+    from controller.fleet import Fleet
+    from controller.inventory import Device
+
+
+async def watch(
+    fleet: Fleet, selection: Sequence[Device], seconds: float, scroll: Callable[[int], None] | None
+) -> None:
+    """Watch until q is pressed or ``seconds`` are over."""
+    ended = asyncio.Event()
+
+    def on_key(key: str) -> None:
+        moves = {"\x1b[A": -1, "k": -1, "\x1b[B": 1, "j": 1, "\x1b[5~": -10, "\x1b[6~": 10}
+        if key in ("q", "Q"):
+            ended.set()
+        elif scroll is not None and key in moves:
+            scroll(moves[key])
+
+    watching = asyncio.ensure_future(fleet.watch(selection))
+    watching.add_done_callback(lambda _: ended.set())
+    try:
+        with _keys(on_key), contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(ended.wait(), seconds or None)
+    finally:
+        watching.cancel()
+        # Its end, and its error if it has one, is ours.
+        with contextlib.suppress(asyncio.CancelledError):
+            await watching
+
+
+@contextlib.contextmanager
+def _keys(on_key: Callable[[str], None]) -> Iterator[None]:
+    """Call ``on_key`` for each key pressed, if standard input is a terminal; Ctrl-C still interrupts."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+    tty.setcbreak(descriptor)
+
+    def readable() -> None:
+        data = os.read(descriptor, 32)
+        if not data:
+            loop.remove_reader(descriptor)
+            return
+        on_key(data.decode(errors="replace"))
+
+    loop.add_reader(descriptor, readable)
+    try:
+        yield
+    finally:
+        loop.remove_reader(descriptor)
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+async def snapshot(fleet: Fleet, selection: Sequence[Device], deadline: float) -> list[dict[str, Any]]:
+    """What the view would show as soon as every device has told its readings, or cannot."""
+    state = ViewState("")
+    waiting = {device.name for device in selection}
+    complete = asyncio.Event()
+    for device in selection:
+        state.add_device(device.name, device.target, simulated=device.simulated)
+
+    def listen(event: Event) -> None:
+        state.apply(event, time.time())
+        if isinstance(event, Reading) or (isinstance(event, DeviceChanged) and event.state in GONE):
+            waiting.discard(event.device)
+            if not waiting:
+                complete.set()
+
+    fleet.listener = listen
+    watching = asyncio.ensure_future(fleet.watch(selection))
+    watching.add_done_callback(lambda _: complete.set())
+    try:
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(complete.wait(), deadline)
+    finally:
+        watching.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watching
+    return _rows(state)
+
+
+def _rows(state: ViewState) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": row.name,
+            "target": row.target,
+            "simulated": row.simulated,
+            "state": row.state or "unknown",
+            "release": row.release,
+            "model": row.model,
+            "readings": row.readings,
+        }
+        for row in state.rows.values()
+    ]
