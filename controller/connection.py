@@ -14,12 +14,15 @@ import msgspec
 
 from agent import protocol as p
 from controller.links.base import Link
+from controller.printable import printable
 from targets.base import FleetError
 from targets.defaults import HEARTBEAT_INTERVAL, OFFLINE_AFTER, REQUEST_TIMEOUT
 
 _EVENTS = (p.Stage, p.Samples, p.Telemetry, p.LogLine, p.Note)
 #: How long a run that is being cancelled may take to end before we stop waiting for it.
 _CANCEL_PATIENCE = 10.0
+#: Longest that a device's words may be.
+_MAX_WORDS = 4000
 
 OnEvent = Callable[[p.Message], None]
 M = TypeVar("M", bound=p.Message)
@@ -169,7 +172,11 @@ class Connection:
                 elif pending is not None and not pending.reply.done():
                     if isinstance(message, p.Failure):
                         pending.reply.set_exception(
-                            FleetError(printable(message.message), code=message.code, hint=printable(message.hint))
+                            FleetError(
+                                printable(message.message[:_MAX_WORDS]),
+                                code=message.code,
+                                hint=printable(message.hint[:_MAX_WORDS]),
+                            )
                         )
                     else:
                         pending.reply.set_result((message, payload))
@@ -201,11 +208,6 @@ class Connection:
                 # Whoever waits gets it; when nobody does any more, that is no fault.
                 pending.reply.exception()
         self._pending.clear()
-
-
-def printable(text: str, limit: int = 4000) -> str:
-    """A device's words made safe for a terminal: no control characters, no end of it."""
-    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text[:limit])
 
 
 def results_of(payload: bytes) -> list[p.RunResult]:

@@ -11,6 +11,7 @@ import getpass
 import os
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,9 @@ from targets.base import Option
 if TYPE_CHECKING:
     from agent.protocol import RunResult
     from controller.build import Built
+    from controller.connection import OnEvent
     from controller.reports import Answer, DeployReport, DeviceReport, RunReport, StatusReport
+    from controller.session import Session
     from targets.keys import Keys
 
 __all__ = ["BenchOptions", "DeployOptions", "Device", "Fleet", "RunOptions"]
@@ -55,7 +58,7 @@ class Fleet:
             sim.devices(self.home)
         )
 
-    @property
+    @cached_property
     def keys(self) -> Keys:
         """This controller's keys; made at the first use."""
         from targets.keys import Keys
@@ -74,6 +77,22 @@ class Fleet:
         Raises FleetError ``unknown-device``, ``unknown-target``, ``unknown-label``, or ``nothing-matched``.
         """
         return self.inventory.select(devices, targets, labels or {}, everything)
+
+    def session(
+        self, device: Device, *, lease: bool = False, lease_wait: float = 0.0, on_event: OnEvent | None = None
+    ) -> Session:
+        """Use a device: ``async with fleet.session(device, lease=True) as session``."""
+        from controller.session import Session
+
+        return Session(
+            device,
+            self.keys,
+            holder=self.holder,
+            lease=lease,
+            lease_wait=lease_wait,
+            listener=self.listener,
+            on_event=on_event,
+        )
 
     # --- Looking --------------------------------------------------------------------------------
 

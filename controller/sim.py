@@ -68,7 +68,7 @@ def up(
     count: int,
     target: str = "x86",
     faults: Sequence[str] = (),
-    tracker: str | None = None,
+    tracker: tuple[str, int] | None = None,
     prefix: str = "sim",
 ) -> list[SimBoard]:
     """Have ``count`` boards of this kind running, and return them.
@@ -79,6 +79,7 @@ def up(
     from targets.base import find
 
     find(target)
+    at = f"{tracker[0]}:{tracker[1]}" if tracker else ""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,40}", prefix):
         raise FleetError(f"boards may not be named '{prefix}-1'", code="usage")
     keys = Keys(home.keys)
@@ -87,13 +88,13 @@ def up(
         alike = [
             e
             for e in entries
-            if (e.target, e.faults, e.tracker) == (target, list(faults), tracker or "")
+            if (e.target, e.faults, e.tracker) == (target, list(faults), at)
             and e.name.rpartition("-")[0] == prefix
         ]
         taken = {e.name for e in entries}
         names = (name for n in range(1, 10_000) if (name := f"{prefix}-{n}") not in taken)
         added = [
-            _Entry(name=next(names), target=target, faults=list(faults), tracker=tracker or "")
+            _Entry(name=next(names), target=target, faults=list(faults), tracker=at)
             for _ in range(count - len(alike))
         ]
         wanted = (alike + added)[:count]
@@ -113,8 +114,8 @@ def up(
         return [_board(home, entry) for entry in wanted]
 
 
-def down(home: Home, names: Sequence[str] = ()) -> list[SimBoard]:
-    """End boards (all of them by default), remove what they stored, and return how they were before.
+def down(home: Home, names: Sequence[str] = ()) -> list[str]:
+    """End boards (all of them by default), remove what they stored, and return their names.
 
     Raises FleetError ``unknown-device``.
     """
@@ -129,7 +130,6 @@ def down(home: Home, names: Sequence[str] = ()) -> list[SimBoard]:
                     f"there is no simulated board '{name}'", code="unknown-device", hint=suggest(name, known)
                 )
         chosen = [entry for entry in entries if not names or entry.name in names]
-        boards = [_board(home, entry) for entry in chosen]
         running = [entry for entry in chosen if _alive(entry)]
         asyncio.run(_ask_to_end(home, running))
         for entry in _await_end(running):
@@ -142,7 +142,7 @@ def down(home: Home, names: Sequence[str] = ()) -> list[SimBoard]:
             )
         for entry in chosen:
             shutil.rmtree(home.sim / entry.name, ignore_errors=True)
-        return boards
+        return [entry.name for entry in chosen]
 
 
 def status(home: Home) -> list[SimBoard]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from agent import protocol as p
 from controller.carriers import connect
-from controller.connection import printable
 from controller.inventory import Device
+from controller.printable import printable
 from controller.reports import DeviceReport, StatusReport
 from targets.base import FleetError
 
@@ -64,18 +64,18 @@ async def _one(fleet: Fleet, device: Device) -> StatusReport:
         )
     reason = ""
     if found.target != device.target:
-        reason = f"the inventory says target {device.target}, the agent says {printable(found.target, 64)}"
+        reason = f"the inventory says target {device.target}, the agent says {printable(found.target[:64])}"
     return StatusReport(
         name=device.name,
         target=device.target,
         state=found.state,
-        agent_version=printable(found.agent_version, 64),
+        agent_version=printable(found.agent_version[:64]),
         labels=device.labels,
         simulated=found.simulated,
         reason=reason,
         carrier=carrier,
         releases=found.releases,
-        lease=printable(found.lease.holder, 200) if found.lease else "",
+        lease=printable(found.lease.holder[:200]) if found.lease else "",
         lease_expires_in=found.lease.expires_in if found.lease else 0.0,
         uptime=found.uptime,
         telemetry=found.telemetry,

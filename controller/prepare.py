@@ -1,0 +1,207 @@
+"""From what a person asks for to signed bundles that can be pushed: sources, builds, archives."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from controller.events import Event, Listener
+from controller.inventory import Device
+from targets.base import FleetError, Option, SourceModel
+from targets.blobs import BlobDir
+from targets.bundle import Manifest, bundle_id, canonical
+from targets.keys import Signature
+
+if TYPE_CHECKING:
+    from controller.build import Built
+    from controller.fleet import Fleet
+
+#: How long builds that were told to stop may take to do so.
+_STOP_PATIENCE = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """One build that is asked for; equal ones are built once. ``options`` are sorted pairs."""
+
+    model: str
+    target: str
+    weights: str = ""
+    options: tuple[tuple[str, Option], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle on this machine, ready to be sent."""
+
+    id: str
+    manifest: Manifest
+    manifest_bytes: bytes
+    blobs: BlobDir
+    signature: Signature | None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What one device is to get."""
+
+    want: Want
+    slot: str
+    threads: int
+
+
+def jobs_for(
+    fleet: Fleet,
+    model: str | None,
+    device: Device,
+    *,
+    weights: str = "",
+    options: Mapping[str, Option],
+    slot: str = "default",
+    threads: int = 0,
+) -> list[Job]:
+    """The model given, or those that the inventory assigns; options given here are on top of the inventory's."""
+    if model is not None:
+        return [Job(_want(fleet, model, device.target, weights, options), slot, threads or device.threads)]
+    return [
+        Job(
+            _want(fleet, a.model, device.target, weights or a.weights, {**a.options, **options}),
+            a.slot,
+            threads or a.threads or device.threads,
+        )
+        for a in fleet.inventory.assigned(device)
+    ]
+
+
+def is_archive(model: str) -> bool:
+    return Path(model).suffix == ".fleet"
+
+
+async def prepare(
+    fleet: Fleet, wants: Sequence[Want], *, jobs: int = 0, scheduler: str = ""
+) -> dict[Want, Bundle | FleetError]:
+    """Build or read each distinct want, in threads. What cannot be had has its error instead."""
+    loop = asyncio.get_running_loop()
+    stop = threading.Event()
+
+    def tell(event: Event) -> None:
+        loop.call_soon_threadsafe(fleet.listener, event)
+
+    work = asyncio.ensure_future(
+        asyncio.to_thread(_prepare, fleet, list(dict.fromkeys(wants)), jobs, scheduler, tell, stop)
+    )
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        stop.set()
+        await asyncio.wait([work], timeout=_STOP_PATIENCE)
+        raise
+
+
+def build(
+    fleet: Fleet,
+    model: str,
+    targets: Sequence[str],
+    *,
+    weights: str,
+    options: Mapping[str, Option],
+    jobs: int,
+    scheduler: str,
+) -> list[Built]:
+    """See `Fleet.build`."""
+    from controller.build import BuildRequest
+    from controller.build import build as build_all
+
+    if is_archive(_file(fleet, model)):
+        raise FleetError(f"{model} is built already", code="usage", hint=f"deploy it: `fleet deploy {model}`")
+    wants = [_want(fleet, model, target, weights, options) for target in targets]
+    source = _source(fleet, wants[0]) if wants else None
+    requests = [BuildRequest(model=source, target=want.target, options=dict(want.options)) for want in wants if source]
+    return build_all(requests, home=fleet.home, jobs=jobs, scheduler=scheduler, listener=fleet.listener)
+
+
+def _prepare(
+    fleet: Fleet, wants: Sequence[Want], jobs: int, scheduler: str, listener: Listener, stop: threading.Event
+) -> dict[Want, Bundle | FleetError]:
+    from controller.build import BuildRequest
+    from controller.build import build as build_all
+
+    found: dict[Want, Bundle | FleetError] = {}
+    requests: list[tuple[Want, BuildRequest]] = []
+    for want in wants:
+        try:
+            if is_archive(file := _file(fleet, want.model)):
+                found[want] = read(fleet, file)
+            else:
+                source = _source(fleet, want)
+                requests.append((want, BuildRequest(model=source, target=want.target, options=dict(want.options))))
+        except FleetError as error:
+            found[want] = error
+    if requests:
+        built = build_all(
+            [request for _, request in requests],
+            home=fleet.home,
+            jobs=jobs,
+            scheduler=scheduler,
+            listener=listener,
+            stop=stop,
+        )
+        keys = fleet.keys
+        for (want, _), one in zip(requests, built, strict=True):
+            if one.error is not None or one.manifest is None:
+                found[want] = one.error or FleetError(f"{want.model} was not built")
+            else:
+                found[want] = Bundle(one.id, one.manifest, one.manifest_bytes, one.blobs, keys.sign(one.id))
+    return found
+
+
+def read(fleet: Fleet, path: str) -> Bundle:
+    """A ``.fleet`` file. Its own signature goes with it: this controller does not vouch for what it did not build.
+
+    Raises BundleError.
+    """
+    from targets.archive import read_archive
+
+    blobs = BlobDir(fleet.home.cache / "archives")
+    manifest, signature = read_archive(Path(path), blobs)
+    data = canonical(manifest)
+    return Bundle(bundle_id(data), manifest, data, blobs, signature)
+
+
+def _want(fleet: Fleet, model: str, target: str, weights: str, options: Mapping[str, Option]) -> Want:
+    entry = fleet.inventory.models.get(model)
+    merged = {**(entry.options if entry else {}), **options}
+    return Want(
+        model=model,
+        # An archive is what it is, whatever device it is for.
+        target="" if is_archive(_file(fleet, model)) else target,
+        weights=weights or (entry.weights if entry else ""),
+        options=tuple(sorted(merged.items())),
+    )
+
+
+def _file(fleet: Fleet, model: str) -> str:
+    entry = fleet.inventory.models.get(model)
+    return entry.file if entry and entry.file else model
+
+
+def _source(fleet: Fleet, want: Want) -> SourceModel:
+    """Raises ModelError, FleetError ``unknown-model``."""
+    from controller.sources import resolve
+
+    source = resolve(_file(fleet, want.model), weights=want.weights, home=fleet.home)
+    entry = fleet.inventory.models.get(want.model)
+    if entry is None:
+        return source
+    return msgspec.structs.replace(
+        source,
+        name=entry.name,
+        preprocess=entry.preprocess or source.preprocess,
+        labels=entry.labels or source.labels,
+    )
