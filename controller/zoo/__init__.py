@@ -1,0 +1,54 @@
+"""The zoo: networks that are known by name, with their pre- and post-processing, labels and ways to get weights.
+
+A family of networks is one module here that has ``NETWORKS`` (names with a line about each), ``WEIGHTS`` (what
+``--weights`` takes) and ``source(name, weights, home) -> SourceModel``. It is imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from targets.base import ModelError
+
+if TYPE_CHECKING:
+    from controller.home import Home
+    from targets.base import SourceModel
+
+_MODULES = {
+    "resnet18": "controller.zoo.resnet",
+    "shapes-classifier": "controller.zoo.small",
+    "shapes-ssd": "controller.zoo.small",
+}
+
+
+def names() -> list[str]:
+    """Names of all networks, sorted."""
+    return sorted(_MODULES)
+
+
+def describe(name: str) -> str:
+    """One line about a network: what it is, and which weights it can have."""
+    module = _module(name)
+    return f"{module.NETWORKS[name]}; weights: {module.WEIGHTS}"
+
+
+def source(name: str, weights: str, home: Home) -> SourceModel:
+    """The network as one self-contained file; ``weights`` is what the person asked for, empty for the network's own.
+
+    Files that have to be made or downloaded are kept below ``home.cache``. Weights are never chosen silently: the
+    source's ``origin`` names them.
+
+    Raises:
+        FleetError: codes ``unknown-model``, ``bad-weights``, ``download-failed``, ``torch-missing``.
+    """
+    found: SourceModel = _module(name).source(name, weights, home)
+    return found
+
+
+def _module(name: str) -> Any:
+    if name not in _MODULES:
+        raise ModelError(
+            f"there is no model '{name}' in the zoo", code="unknown-model", hint=f"there are: {', '.join(names())}"
+        )
+    return importlib.import_module(_MODULES[name])

@@ -1,0 +1,84 @@
+"""A torch network of the zoo as one ``.pt2`` file, made once for the same definition and weights."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from controller.zoo import weights
+from targets import pt2_model
+from targets.base import FleetError, Postprocess, Preprocess, SourceModel
+from targets.files import disk_errors, hash_file, make_directory, write_atomic
+
+if TYPE_CHECKING:
+    from controller.home import Home
+
+
+def require_torch() -> None:
+    """Raises :class:`FleetError` with code ``torch-missing`` when torch cannot be imported."""
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise FleetError(
+            f"this needs PyTorch, which cannot be imported: {error}",
+            code="torch-missing",
+            hint="make setup, or pip install 'fleet-edge[torch]'",
+        ) from None
+
+
+def pt2_source(
+    name: str,
+    chosen: weights.Weights,
+    *,
+    build: Callable[[], Any],
+    said: str,
+    definition: str,
+    preprocess: Preprocess,
+    postprocess: Postprocess,
+    labels: tuple[str, ...],
+    home: Home,
+) -> SourceModel:
+    """Make ``build()``'s network with weights from a file or a seed, and export it.
+
+    ``said`` is how the origin names the weights; ``definition`` is the version of what ``build`` defines.
+    """
+    require_torch()
+    import torch
+
+    made = f"random:{chosen.seed}" if chosen.kind == "random" else hash_file(chosen.path)
+    key = hashlib.sha256("\n".join((name, definition, torch.__version__, made)).encode()).hexdigest()
+    folder = home.cache / "zoo"
+    path = folder / f"{name}-{key[:16]}.pt2"
+    if not path.exists():
+        # The seed must not be felt by anything else in this process.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(chosen.seed if chosen.kind == "random" else 0)
+            network = build().eval()
+        if chosen.kind == "file":
+            weights.fit(network, weights.load_state(chosen.path), f"'{chosen.path}'")
+        buffer = io.BytesIO()
+        height, width = preprocess.size
+        with torch.no_grad():
+            program = torch.export.export(network, (torch.zeros(1, len(preprocess.mean), height, width),))
+        # Into memory: with a path, torch would put its name into the file, and its digest would change with it.
+        torch.export.save(program, buffer)
+        with disk_errors(path.name):
+            make_directory(folder)
+            write_atomic(path, buffer.getvalue())
+    program = pt2_model.read(path)
+    return SourceModel(
+        name=name,
+        format="pt2",
+        path=str(path),
+        sha256=hash_file(path),
+        origin=f"zoo:{name} weights={said}",
+        inputs=(msgspec.structs.replace(program.inputs[0], layout=preprocess.layout),),
+        outputs=program.outputs,
+        preprocess=preprocess,
+        postprocess=postprocess,
+        labels=labels,
+    )

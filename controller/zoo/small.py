@@ -1,0 +1,80 @@
+"""The two small networks, which come with committed weights as ONNX; using those needs no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from controller.zoo import card, export, weights
+from targets import onnx_model
+from targets.base import SourceModel, TensorSpec
+from targets.files import hash_file
+
+if TYPE_CHECKING:
+    from controller.home import Home
+
+NETWORKS = {
+    "shapes-classifier": "names the one drawn shape in a picture, 12 classes, 64×64",
+    "shapes-ssd": "finds drawn shapes in a scene, 12 classes, 128×128",
+}
+WEIGHTS = "committed | FILE.onnx | FILE.pth | random:SEED"
+
+#: Version of the definitions in networks.py: files exported from another one are not used again.
+_DEFINITION = "1"
+
+
+def source(name: str, text: str, home: Home) -> SourceModel:
+    chosen = weights.parse(text or "committed", model=name, own="committed", choices=WEIGHTS)
+    found = card.read(card.FOLDER / f"{name}.json")
+    if chosen.kind == "own":
+        return _onnx(found, card.FOLDER / found.file, "committed", found.sha256)
+    if chosen.kind == "file" and chosen.path.suffix.lower() == ".onnx":
+        _check_fits(found, chosen.path)
+        return _onnx(found, chosen.path.absolute(), chosen.said, hash_file(chosen.path))
+    export.require_torch()
+    from controller.zoo import networks
+
+    return export.pt2_source(
+        name,
+        chosen,
+        build={"shapes-classifier": networks.ShapesClassifier, "shapes-ssd": networks.ShapesSsd}[name],
+        said=chosen.said,
+        definition=_DEFINITION,
+        preprocess=found.preprocess,
+        postprocess=found.postprocess,
+        labels=found.labels,
+        home=home,
+    )
+
+
+def _onnx(found: card.Card, path: Path, said: str, sha256: str) -> SourceModel:
+    return SourceModel(
+        name=found.name,
+        format="onnx",
+        path=str(path),
+        sha256=sha256,
+        origin=f"zoo:{found.name} weights={said}",
+        inputs=found.inputs,
+        outputs=found.outputs,
+        preprocess=found.preprocess,
+        postprocess=found.postprocess,
+        labels=found.labels,
+    )
+
+
+def _check_fits(found: card.Card, path: Path) -> None:
+    """Somebody's own file must take and give what the card says: labels, anchors and pictures are taken from it."""
+    model = onnx_model.read(path)
+    if onnx_model.has_external(onnx_model.read(path, external=False)):
+        raise weights.WeightsError(f"{path} keeps its weights in other files", hint="save the model as one file")
+    for kind, wanted, got in zip(
+        ("inputs", "outputs"), (found.inputs, found.outputs), onnx_model.inputs_and_outputs(model), strict=True
+    ):
+        if [(t.name, t.shape, t.dtype) for t in got] != [(t.name, t.shape, t.dtype) for t in wanted]:
+
+            def show(tensors: tuple[TensorSpec, ...]) -> str:
+                return ", ".join(f"{t.name} {t.dtype}{list(t.shape)}" for t in tensors)
+
+            raise weights.WeightsError(
+                f"{path} is no {found.name}: its {kind} are {show(got)}, the network's are {show(wanted)}"
+            )
