@@ -10,10 +10,10 @@ import msgspec
 from agent import protocol as p
 from agent.benching import Arm, Bencher, Tell
 from agent.board import Board
+from agent.events import BenchFinished, CheckFailed, Event, Proven, Run
 from agent.journal import Journal
 from agent.proving import CheckError, prove
 from agent.service import Service
-from agent.state import BenchFinished, CheckFailed, Event, Proven, Run
 from agent.workers import WorkerPool
 
 

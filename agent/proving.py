@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from agent import calls as c
-from agent.state import Proof
+from agent.events import Proof
 from agent.store import StoredBundle
 from agent.workers import Unmet, Worker, WorkerPool
 from targets.base import FleetError

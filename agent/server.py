@@ -15,8 +15,8 @@ from typing import Any
 
 import msgspec
 
+from agent import events as e
 from agent import protocol as p
-from agent import state as s
 from agent.admission import Admission
 from agent.benching import Bencher
 from agent.board import Board
@@ -26,6 +26,7 @@ from agent.journal import Journal
 from agent.logs import LogBook
 from agent.router import Router
 from agent.service import Service
+from agent.state import CANCELLED, Machine, failure
 from agent.store import Store
 from agent.workers import WorkerPool
 from targets.base import FleetError
@@ -60,7 +61,7 @@ class Server:
         self._book = book
         self._board = Board(config.target)
         self._pool = WorkerPool(config)
-        self._machine = s.Machine(store.slots(), new_token=lambda: secrets.token_urlsafe(18))
+        self._machine = Machine(store.slots(), new_token=lambda: secrets.token_urlsafe(18))
         self._service = Service(config, self._machine, store, journal, self._pool, self._board)
         bencher = Bencher(config, self._pool, self._board)
         self._conductor = Conductor(self._service, journal, self._pool, self._board, bencher)
@@ -70,7 +71,7 @@ class Server:
             secret=keys.curve_secret,
             admission=self.admission,
             on_message=self._on_message,
-            on_gone=lambda session: self._handle(s.Closed(session)),
+            on_gone=lambda session: self._handle(e.Closed(session)),
         )
         #: Told in every `Welcome`; set when the listener is up.
         self.rpc_port = 0
@@ -78,6 +79,8 @@ class Server:
         self.shutdown = asyncio.Event()
         self._sessions: dict[bytes, _Session] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        #: Requests that are being looked up or answered, and runs in progress by their number.
+        self._requests: dict[e.Origin, asyncio.Task[None]] = {}
         self._runs: dict[int, asyncio.Task[None]] = {}
         self._bytes_in_work = 0
         self._chunks = 0
@@ -117,33 +120,36 @@ class Server:
             number = request.id
             self._dispatch(session, key, request, payload)
         except FleetError as error:
-            self._reply(s.Origin(session, number), s.failure(error))
+            self._reply(e.Origin(session, number), failure(error))
         except Exception:
-            self._reply(s.Origin(session, number), _internal("a request"))
+            self._reply(e.Origin(session, number), _internal("a request"))
 
     def _dispatch(self, session: bytes, key: str, request: p.Request, payload: memoryview) -> None:
         """Answer what can be answered at once, start what cannot; raises :class:`FleetError` for what is refused."""
-        origin = s.Origin(session, request.id)
+        origin = e.Origin(session, request.id)
         if isinstance(request, p.Hello):
             return self._hello(origin, key, request)
         known = self._sessions.get(session)
         if known is None or known.key != key:
             raise FleetError("this session has not said hello, or was silent for too long", code="no-session")
-        self._handle(s.Heard(session))
+        self._handle(e.Heard(session))
         if isinstance(request, p.Ping):
             self._reply(origin, p.Done())
         elif isinstance(request, p.AcquireLease):
             if not 0 < len(request.holder) <= _MAX_NAME:
                 raise FleetError(f"a holder's name has 1 to {_MAX_NAME} characters", code="bad-request")
-            self._handle(s.AcquireAsked(origin, request.holder, request.wait))
+            self._handle(e.AcquireAsked(origin, request.holder, request.wait))
         elif isinstance(request, p.RenewLease):
-            self._handle(s.RenewAsked(origin, request.token))
+            self._handle(e.RenewAsked(origin, request.token))
         elif isinstance(request, p.ReleaseLease):
-            self._handle(s.ReleaseAsked(origin, request.token))
+            self._handle(e.ReleaseAsked(origin, request.token))
         elif isinstance(request, p.Rollback):
-            self._handle(s.RollbackAsked(origin, request))
+            self._handle(e.RollbackAsked(origin, request))
         elif isinstance(request, p.Cancel):
-            self._handle(s.CancelAsked(origin, request.request))
+            asked = self._requests.get(e.Origin(session, request.request))
+            if asked is not None:
+                asked.cancel()
+            self._handle(e.CancelAsked(origin, request.request))
         elif isinstance(request, p.Subscribe):
             self._subscribe(origin, known, request)
         elif isinstance(request, p.GetLogs):
@@ -153,14 +159,14 @@ class Server:
         else:
             self._start_task(origin, known, request, payload)
 
-    def _hello(self, origin: s.Origin, key: str, request: p.Hello) -> None:
+    def _hello(self, origin: e.Origin, key: str, request: p.Hello) -> None:
         p.check_version(request.major, request.minor, f"the client '{request.client[:_MAX_NAME]}'")
         if not self.admission.admits(key):
             raise FleetError("this key is no longer authorized", code="wrong-key")
         if origin.session not in self._sessions and len(self._sessions) >= MAX_SESSIONS:
             raise FleetError(f"{MAX_SESSIONS} sessions are open already", code="too-many-sessions")
         self._sessions.setdefault(origin.session, _Session(key, request.client[:_MAX_NAME]))
-        self._handle(s.Opened(origin.session))
+        self._handle(e.Opened(origin.session))
         welcome = p.Welcome(
             agent_version=VERSION,
             device=self._config.name,
@@ -171,7 +177,7 @@ class Server:
         )
         self._reply(origin, welcome)
 
-    def _subscribe(self, origin: s.Origin, session: _Session, request: p.Subscribe) -> None:
+    def _subscribe(self, origin: e.Origin, session: _Session, request: p.Subscribe) -> None:
         session.subscription = request
         self._reply(origin, p.Done())
         if request.logs:
@@ -180,13 +186,13 @@ class Server:
         if request.telemetry and self._telling is None:
             self._telling = self._loop.create_task(self._tell_telemetry(), name="telemetry")
 
-    def _shut_down(self, origin: s.Origin) -> None:
+    def _shut_down(self, origin: e.Origin) -> None:
         if not self._config.simulated:
             raise FleetError("only a simulated board can be shut down from afar", code="refused")
         self._reply(origin, p.Done())
         self.shutdown.set()
 
-    def _start_task(self, origin: s.Origin, session: _Session, request: p.Request, payload: memoryview) -> None:
+    def _start_task(self, origin: e.Origin, session: _Session, request: p.Request, payload: memoryview) -> None:
         if session.outstanding >= MAX_OUTSTANDING:
             raise FleetError(f"{MAX_OUTSTANDING} requests of this session are not answered yet", code="overloaded")
         if self._bytes_in_work + len(payload) > MAX_BYTES_IN_WORK and self._bytes_in_work:
@@ -196,26 +202,35 @@ class Server:
         session.outstanding += 1
         self._bytes_in_work += len(payload)
 
+        task = self._spawn(self._answer(origin, request, payload), type(request).__name__)
+        self._requests[origin] = task
+
         def done(task: asyncio.Task[None]) -> None:
             session.outstanding -= 1
             self._bytes_in_work -= len(payload)
+            if self._requests.get(origin) is task:
+                del self._requests[origin]
 
-        self._spawn(self._answer(origin, request, payload), type(request).__name__).add_done_callback(done)
+        task.add_done_callback(done)
 
-    async def _answer(self, origin: s.Origin, request: p.Request, payload: memoryview) -> None:
+    async def _answer(self, origin: e.Origin, request: p.Request, payload: memoryview) -> None:
         try:
             if isinstance(request, p.Activate):
                 self._service.check_slot(request.slot)
                 bundle = await self._service.bundle(request.bundle)
-                self._handle(s.ActivationAsked(origin, request, bundle.manifest.model.name))
+                self._handle(e.ActivationAsked(origin, request, bundle.manifest.model.name))
             elif isinstance(request, p.Bench):
                 bundles = [await self._service.bundle(bundle) for bundle in request.bundles[:3]]
-                self._handle(s.BenchAsked(origin, request, tuple(b.manifest.model.name for b in bundles)))
+                self._handle(e.BenchAsked(origin, request, tuple(b.manifest.model.name for b in bundles)))
             else:
                 message, answer = await self._service.answer(request, payload)
+                if isinstance(message, p.Status):
+                    message.telemetry["dropped_events"] = float(self.router.dropped)
                 self._reply(origin, message, answer)
+        except asyncio.CancelledError:
+            self._reply(origin, p.Failure(code=CANCELLED, message="the request was cancelled"))
         except FleetError as error:
-            self._reply(origin, s.failure(error))
+            self._reply(origin, failure(error))
         except Exception:
             self._reply(origin, _internal(type(request).__name__))
 
@@ -232,7 +247,7 @@ class Server:
 
     # --- Events and effects -----------------------------------------------------------------------
 
-    def _handle(self, event: s.Event) -> None:
+    def _handle(self, event: e.Event) -> None:
         for effect in self._machine.handle(event, self._loop.time()):
             self._apply(effect)
         deadline = self._machine.next_deadline()
@@ -244,27 +259,27 @@ class Server:
 
     def _ring(self) -> None:
         self._timer = None
-        self._handle(s.Tick())
+        self._handle(e.Tick())
 
-    def _apply(self, effect: s.Effect) -> None:
-        if isinstance(effect, s.Reply):
+    def _apply(self, effect: e.Effect) -> None:
+        if isinstance(effect, e.Reply):
             self._reply(effect.origin, effect.message, effect.payload)
-        elif isinstance(effect, s.Announce):
+        elif isinstance(effect, e.Announce):
             log.log(_LEVELS[effect.level], "%s", effect.text)
             self._note(p.Note(at=time.time(), text=effect.text, level=effect.level))
-        elif isinstance(effect, s.StartRun):
+        elif isinstance(effect, e.StartRun):
             task = self._spawn(self._carry_out(effect.run), effect.run.kind)
             self._runs[effect.run.number] = task
             task.add_done_callback(lambda _: self._runs.pop(effect.run.number, None))
-        elif isinstance(effect, s.StopRun):
+        elif isinstance(effect, e.StopRun):
             self._runs[effect.run.number].cancel()
-        elif isinstance(effect, s.SaveSlots):
+        elif isinstance(effect, e.SaveSlots):
             self._spawn(self._save(effect), "save")
-        elif isinstance(effect, s.ForgetSession):
+        elif isinstance(effect, e.ForgetSession):
             self._sessions.pop(effect.session, None)
             self.router.forget(effect.session)
 
-    async def _carry_out(self, run: s.Run) -> None:
+    async def _carry_out(self, run: e.Run) -> None:
         def tell(event: p.Event, may_be_lost: bool) -> None:
             event.id = run.origin.request
             if run.origin.session in self._sessions:
@@ -274,20 +289,20 @@ class Server:
         try:
             event = await self._conductor.carry_out(run, tell)
         except asyncio.CancelledError:
-            event = s.RunBroken(run, p.Failure(code=s.CANCELLED, message="the agent ends"))
+            event = e.RunBroken(run, p.Failure(code=CANCELLED, message="the agent ends"))
         except FleetError as error:
-            event = s.RunBroken(run, s.failure(error))
+            event = e.RunBroken(run, failure(error))
         except Exception:
-            event = s.RunBroken(run, _internal(f"a {run.kind}"))
+            event = e.RunBroken(run, _internal(f"a {run.kind}"))
         self._handle(event)
 
-    async def _save(self, effect: s.SaveSlots) -> None:
+    async def _save(self, effect: e.SaveSlots) -> None:
         run, slots = effect.run, dict(effect.slots)
         try:
             await self._service.with_room(lambda: self._store.save_slots(slots))
         except (FleetError, OSError) as error:
-            return self._handle(s.CheckFailed(run, f"saving the release: {error}"))
-        self._handle(s.SlotsSaved(run, slots))
+            return self._handle(e.CheckFailed(run, f"saving the release: {error}"))
+        self._handle(e.SlotsSaved(run, slots))
         await self._service.collect()
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
@@ -304,7 +319,7 @@ class Server:
 
     # --- Messages out -----------------------------------------------------------------------------
 
-    def _reply(self, origin: s.Origin, message: p.Message, payload: bytes = b"") -> None:
+    def _reply(self, origin: e.Origin, message: p.Message, payload: bytes = b"") -> None:
         message.id = origin.request
         self.router.send(origin.session, p.encode(message), payload)
 

@@ -11,53 +11,18 @@ half-way by a lost renewal; a run whose session has gone is stopped, which bound
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
+from agent import events as e
 from agent import protocol as p
 from agent.store import SlotRecord
 from targets.base import FleetError
 from targets.defaults import LEASE_TTL, OFFLINE_AFTER
 
-RunKind = Literal["activation", "rollback", "bench"]
 #: What a run that was stopped is answered with, besides the reason.
 CANCELLED = "cancelled"
 #: Longest that anybody may queue for the lease, in seconds.
 MAX_WAIT = 3600.0
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Who asked: the session, and the id of the request in it."""
-
-    session: bytes
-    request: int
-
-
-@dataclass(slots=True, eq=False)
-class Run:
-    """An activation, rollback or bench in progress."""
-
-    number: int
-    kind: RunKind
-    origin: Origin
-    slot: str
-    bundles: tuple[str, ...]
-    models: tuple[str, ...]
-    #: The request as it came, for the one who carries the run out.
-    request: p.Message
-    #: Why it is being stopped; empty while it is not.
-    stopping: str = ""
-    #: The figures that its proof gave; set once the slots are being saved, from when on it cannot be stopped.
-    proof: Proof | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Proof:
-    """What the checks of an activation measured: worst golden error, and median latency (0 when not measured)."""
-
-    golden_error: float = 0.0
-    latency_ms: float = 0.0
 
 
 @dataclass(slots=True)
@@ -71,199 +36,9 @@ class _Lease:
 
 @dataclass(frozen=True, slots=True)
 class _Waiter:
-    origin: Origin
+    origin: e.Origin
     holder: str
     deadline: float
-
-
-# --- Events -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """A session said hello."""
-
-    session: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Heard:
-    """A message came from a session."""
-
-    session: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Closed:
-    """A session was thrown out, or its key was taken back."""
-
-    session: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class AcquireAsked:
-    origin: Origin
-    holder: str
-    wait: float
-
-
-@dataclass(frozen=True, slots=True)
-class RenewAsked:
-    origin: Origin
-    token: str
-
-
-@dataclass(frozen=True, slots=True)
-class ReleaseAsked:
-    origin: Origin
-    token: str
-
-
-@dataclass(frozen=True, slots=True)
-class ActivationAsked:
-    """``model`` is the name that the bundle's manifest gives; the bundle is in the store."""
-
-    origin: Origin
-    request: p.Activate
-    model: str
-
-
-@dataclass(frozen=True, slots=True)
-class RollbackAsked:
-    origin: Origin
-    request: p.Rollback
-
-
-@dataclass(frozen=True, slots=True)
-class BenchAsked:
-    """``bundles`` and ``models`` as the request names them; both empty for the slot's release."""
-
-    origin: Origin
-    request: p.Bench
-    models: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class CancelAsked:
-    origin: Origin
-    request: int
-
-
-@dataclass(frozen=True, slots=True)
-class Proven:
-    """All checks of an activation or rollback were passed."""
-
-    run: Run
-    proof: Proof
-    at: float
-
-
-@dataclass(frozen=True, slots=True)
-class SlotsSaved:
-    """The slots that `SaveSlots` asked to save are on the disk."""
-
-    run: Run
-    slots: Mapping[str, SlotRecord]
-
-
-@dataclass(frozen=True, slots=True)
-class CheckFailed:
-    """A bundle did not pass a check; ``tried`` is false when it was refused before anything ran."""
-
-    run: Run
-    reason: str
-    proof: Proof = field(default_factory=Proof)
-    tried: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class BenchFinished:
-    """The results are in the journal. ``payload``: the encoded results."""
-
-    run: Run
-    runs: tuple[str, ...]
-    payload: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class RunBroken:
-    """A run ended without a result: it was stopped, or something failed that is no verdict on the bundle."""
-
-    run: Run
-    failure: p.Failure
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time has passed."""
-
-
-Event = (
-    Opened
-    | Heard
-    | Closed
-    | AcquireAsked
-    | RenewAsked
-    | ReleaseAsked
-    | ActivationAsked
-    | RollbackAsked
-    | BenchAsked
-    | CancelAsked
-    | Proven
-    | SlotsSaved
-    | CheckFailed
-    | BenchFinished
-    | RunBroken
-    | Tick
-)
-
-
-# --- Effects ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """Answer the request; nothing is sent when its session has gone."""
-
-    origin: Origin
-    message: p.Message
-    payload: bytes = b""
-
-
-@dataclass(frozen=True, slots=True)
-class StartRun:
-    run: Run
-
-
-@dataclass(frozen=True, slots=True)
-class StopRun:
-    """Stop the run, whatever it is in the middle of; ends in `RunBroken`."""
-
-    run: Run
-
-
-@dataclass(frozen=True, slots=True)
-class SaveSlots:
-    """Save the slots atomically; ends in `SlotsSaved` or `CheckFailed`."""
-
-    run: Run
-    slots: Mapping[str, SlotRecord]
-
-
-@dataclass(frozen=True, slots=True)
-class Announce:
-    """Tell watchers and the log."""
-
-    text: str
-    level: Literal["info", "warning", "error"] = "info"
-
-
-@dataclass(frozen=True, slots=True)
-class ForgetSession:
-    session: bytes
-
-
-Effect = Reply | StartRun | StopRun | SaveSlots | Announce | ForgetSession
 
 
 def failure(error: FleetError) -> p.Failure:
@@ -283,7 +58,7 @@ class Machine:
     ) -> None:
         self.slots: dict[str, SlotRecord] = dict(slots)
         self.sessions: dict[bytes, float] = {}
-        self.run: Run | None = None
+        self.run: e.Run | None = None
         self._lease: _Lease | None = None
         self._waiters: list[_Waiter] = []
         self._new_token = new_token
@@ -352,59 +127,59 @@ class Machine:
 
     # --- Events -------------------------------------------------------------------------------------
 
-    def handle(self, event: Event, now: float) -> list[Effect]:
+    def handle(self, event: e.Event, now: float) -> list[e.Effect]:
         """Take in one event. Never raises for what a client asked: that becomes a `Reply` with a `Failure`."""
         effects = self._expire(now)
         try:
-            if isinstance(event, Opened | Heard):
-                if isinstance(event, Opened) or event.session in self.sessions:
+            if isinstance(event, e.Opened | e.Heard):
+                if isinstance(event, e.Opened) or event.session in self.sessions:
                     self.sessions[event.session] = now
-            elif isinstance(event, Closed):
+            elif isinstance(event, e.Closed):
                 effects += self._close(event.session, "its session was closed")
-            elif isinstance(event, AcquireAsked):
+            elif isinstance(event, e.AcquireAsked):
                 effects += self._acquire(event, now)
-            elif isinstance(event, RenewAsked):
+            elif isinstance(event, e.RenewAsked):
                 effects += self._renew(event, now)
-            elif isinstance(event, ReleaseAsked):
+            elif isinstance(event, e.ReleaseAsked):
                 effects += self._release(event, now)
-            elif isinstance(event, ActivationAsked):
+            elif isinstance(event, e.ActivationAsked):
                 effects += self._ask_activation(event, now)
-            elif isinstance(event, RollbackAsked):
+            elif isinstance(event, e.RollbackAsked):
                 effects += self._ask_rollback(event, now)
-            elif isinstance(event, BenchAsked):
+            elif isinstance(event, e.BenchAsked):
                 effects += self._ask_bench(event, now)
-            elif isinstance(event, CancelAsked):
+            elif isinstance(event, e.CancelAsked):
                 effects += self._cancel(event)
-            elif isinstance(event, Proven):
+            elif isinstance(event, e.Proven):
                 effects += self._proven(event)
-            elif isinstance(event, SlotsSaved):
+            elif isinstance(event, e.SlotsSaved):
                 effects += self._saved(event)
-            elif isinstance(event, CheckFailed):
+            elif isinstance(event, e.CheckFailed):
                 effects += self._check_failed(event)
-            elif isinstance(event, BenchFinished):
+            elif isinstance(event, e.BenchFinished):
                 effects += self._finish(
-                    event.run, Reply(event.run.origin, p.BenchDone(runs=list(event.runs)), event.payload)
+                    event.run, e.Reply(event.run.origin, p.BenchDone(runs=list(event.runs)), event.payload)
                 )
-            elif isinstance(event, RunBroken):
+            elif isinstance(event, e.RunBroken):
                 effects += self._broken(event)
         except FleetError as error:
             origin = getattr(event, "origin", None)
             if origin is None:
                 raise
-            effects.append(Reply(origin, failure(error)))
+            effects.append(e.Reply(origin, failure(error)))
         # An event may have freed the lease, or ended the run that kept an expired one alive.
         effects += self._expire(now)
         return effects
 
     # --- Leases -------------------------------------------------------------------------------------
 
-    def _acquire(self, event: AcquireAsked, now: float) -> list[Effect]:
+    def _acquire(self, event: e.AcquireAsked, now: float) -> list[e.Effect]:
         lease = self._lease
         if lease is None:
             return [self._grant(event.origin, event.holder, now)]
         if lease.holder == event.holder and not lease.released:
             lease.expires = now + self._lease_ttl
-            return [Reply(event.origin, p.Lease(token=lease.token, ttl=self._lease_ttl))]
+            return [e.Reply(event.origin, p.Lease(token=lease.token, ttl=self._lease_ttl))]
         if event.wait > 0:
             if any(w.origin.session == event.origin.session for w in self._waiters):
                 raise FleetError("this session waits for the lease already", code="busy")
@@ -412,16 +187,16 @@ class Machine:
             return []
         raise self._leased(lease, now)
 
-    def _renew(self, event: RenewAsked, now: float) -> list[Effect]:
+    def _renew(self, event: e.RenewAsked, now: float) -> list[e.Effect]:
         self.check_token(event.token, now)
         assert self._lease is not None
         self._lease.expires = now + self._lease_ttl
-        return [Reply(event.origin, p.Lease(token=event.token, ttl=self._lease_ttl))]
+        return [e.Reply(event.origin, p.Lease(token=event.token, ttl=self._lease_ttl))]
 
-    def _release(self, event: ReleaseAsked, now: float) -> list[Effect]:
+    def _release(self, event: e.ReleaseAsked, now: float) -> list[e.Effect]:
         self.check_token(event.token, now)
         assert self._lease is not None
-        effects: list[Effect] = [Reply(event.origin, p.Done())]
+        effects: list[e.Effect] = [e.Reply(event.origin, p.Done())]
         if self.run is None:
             self._lease = None
         else:
@@ -429,9 +204,9 @@ class Machine:
             effects += self._stop("its lease was given back")
         return effects
 
-    def _grant(self, origin: Origin, holder: str, now: float) -> Effect:
+    def _grant(self, origin: e.Origin, holder: str, now: float) -> e.Effect:
         self._lease = _Lease(self._new_token(), holder, now + self._lease_ttl)
-        return Reply(origin, p.Lease(token=self._lease.token, ttl=self._lease_ttl))
+        return e.Reply(origin, p.Lease(token=self._lease.token, ttl=self._lease_ttl))
 
     def _leased(self, lease: _Lease, now: float) -> FleetError:
         return FleetError(
@@ -444,27 +219,27 @@ class Machine:
 
     def _start(
         self,
-        kind: RunKind,
-        origin: Origin,
+        kind: e.RunKind,
+        origin: e.Origin,
         request: p.Activate | p.Rollback | p.Bench,
         bundles: tuple[str, ...],
         models: tuple[str, ...],
-    ) -> list[Effect]:
+    ) -> list[e.Effect]:
         self._runs += 1
-        self.run = Run(self._runs, kind, origin, request.slot, bundles, models, request)
-        return [StartRun(self.run)]
+        self.run = e.Run(self._runs, kind, origin, request.slot, bundles, models, request)
+        return [e.StartRun(self.run)]
 
-    def _ask_activation(self, event: ActivationAsked, now: float) -> list[Effect]:
+    def _ask_activation(self, event: e.ActivationAsked, now: float) -> list[e.Effect]:
         request = event.request
         self.check_token(request.token, now)
         self.check_free()
         slot = self.slots.get(request.slot)
         if slot is not None and slot.bundle == request.bundle:
             unchanged = p.Activated(status="unchanged", bundle=request.bundle, active=request.bundle)
-            return [Reply(event.origin, unchanged)]
+            return [e.Reply(event.origin, unchanged)]
         return self._start("activation", event.origin, request, (request.bundle,), (event.model,))
 
-    def _ask_rollback(self, event: RollbackAsked, now: float) -> list[Effect]:
+    def _ask_rollback(self, event: e.RollbackAsked, now: float) -> list[e.Effect]:
         self.check_token(event.request.token, now)
         self.check_free()
         slot = self.slots.get(event.request.slot)
@@ -474,7 +249,7 @@ class Machine:
             )
         return self._start("rollback", event.origin, event.request, (slot.previous,), (slot.previous_model,))
 
-    def _ask_bench(self, event: BenchAsked, now: float) -> list[Effect]:
+    def _ask_bench(self, event: e.BenchAsked, now: float) -> list[e.Effect]:
         self.check_token(event.request.token, now)
         self.check_free()
         bundles, models = tuple(event.request.bundles), event.models
@@ -489,29 +264,29 @@ class Machine:
             bundles, models = (slot.bundle,), (slot.model,)
         return self._start("bench", event.origin, event.request, bundles, models)
 
-    def _cancel(self, event: CancelAsked) -> list[Effect]:
-        asked = Origin(event.origin.session, event.request)
-        effects: list[Effect] = [Reply(event.origin, p.Done())]
+    def _cancel(self, event: e.CancelAsked) -> list[e.Effect]:
+        asked = e.Origin(event.origin.session, event.request)
+        effects: list[e.Effect] = [e.Reply(event.origin, p.Done())]
         if self.run is not None and self.run.origin == asked:
             effects += self._stop("it was cancelled")
         for waiter in [w for w in self._waiters if w.origin == asked]:
             self._waiters.remove(waiter)
-            effects.append(Reply(asked, p.Failure(code=CANCELLED, message="waiting for the lease was cancelled")))
+            effects.append(e.Reply(asked, p.Failure(code=CANCELLED, message="waiting for the lease was cancelled")))
         return effects
 
-    def _stop(self, why: str) -> list[Effect]:
+    def _stop(self, why: str) -> list[e.Effect]:
         run = self.run
         if run is None or run.stopping or run.proof is not None:
             return []
         run.stopping = why
-        return [StopRun(run)]
+        return [e.StopRun(run)]
 
-    def _proven(self, event: Proven) -> list[Effect]:
+    def _proven(self, event: e.Proven) -> list[e.Effect]:
         run = event.run
         if run is not self.run or run.proof is not None:
             return []
         if run.stopping:
-            return self._broken(RunBroken(run, p.Failure(code=CANCELLED, message=run.stopping)))
+            return self._broken(e.RunBroken(run, p.Failure(code=CANCELLED, message=run.stopping)))
         run.proof = event.proof
         before = self.slots.get(run.slot)
         record = SlotRecord(
@@ -521,9 +296,9 @@ class Machine:
             previous=before.bundle if before else "",
             previous_model=before.model if before else "",
         )
-        return [SaveSlots(run, {**self.slots, run.slot: record})]
+        return [e.SaveSlots(run, {**self.slots, run.slot: record})]
 
-    def _saved(self, event: SlotsSaved) -> list[Effect]:
+    def _saved(self, event: e.SlotsSaved) -> list[e.Effect]:
         run = event.run
         if run is not self.run or run.proof is None:
             return []
@@ -537,15 +312,15 @@ class Machine:
             latency_ms=run.proof.latency_ms,
         )
         verb = "went back to" if run.kind == "rollback" else "activated"
-        announce = Announce(f"slot {run.slot} {verb} {run.models[0]} ({active[:12]})")
-        return [*self._finish(run, Reply(run.origin, done)), announce]
+        announce = e.Announce(f"slot {run.slot} {verb} {run.models[0]} ({active[:12]})")
+        return [*self._finish(run, e.Reply(run.origin, done)), announce]
 
-    def _check_failed(self, event: CheckFailed) -> list[Effect]:
+    def _check_failed(self, event: e.CheckFailed) -> list[e.Effect]:
         run = event.run
         if run is not self.run:
             return []
         if run.stopping:
-            return self._broken(RunBroken(run, p.Failure(code=CANCELLED, message=run.stopping)))
+            return self._broken(e.RunBroken(run, p.Failure(code=CANCELLED, message=run.stopping)))
         before = self.slots.get(run.slot)
         status: p.DeployStatus = "rolled-back" if before and event.tried and run.kind == "activation" else "failed"
         answer = p.Activated(
@@ -556,22 +331,22 @@ class Machine:
             golden_error=event.proof.golden_error,
             latency_ms=event.proof.latency_ms,
         )
-        announce = Announce(f"{run.kind} of {run.models[0]} ({run.bundles[0][:12]}) failed: {event.reason}", "error")
-        return [*self._finish(run, Reply(run.origin, answer)), announce]
+        announce = e.Announce(f"{run.kind} of {run.models[0]} ({run.bundles[0][:12]}) failed: {event.reason}", "error")
+        return [*self._finish(run, e.Reply(run.origin, answer)), announce]
 
-    def _broken(self, event: RunBroken) -> list[Effect]:
+    def _broken(self, event: e.RunBroken) -> list[e.Effect]:
         run = event.run
         if run is not self.run:
             return []
         answer = event.failure
         if run.stopping:
             answer = p.Failure(code=CANCELLED, message=f"the {run.kind} was stopped: {run.stopping}")
-        announce = Announce(
+        announce = e.Announce(
             f"{run.kind} of {', '.join(run.models)} ended without a result: {answer.message}", "warning"
         )
-        return [*self._finish(run, Reply(run.origin, answer)), announce]
+        return [*self._finish(run, e.Reply(run.origin, answer)), announce]
 
-    def _finish(self, run: Run, reply: Reply) -> list[Effect]:
+    def _finish(self, run: e.Run, reply: e.Reply) -> list[e.Effect]:
         if run is not self.run:
             return []
         self.run = None
@@ -579,29 +354,29 @@ class Machine:
 
     # --- Time ---------------------------------------------------------------------------------------
 
-    def _expire(self, now: float) -> list[Effect]:
-        effects: list[Effect] = []
+    def _expire(self, now: float) -> list[e.Effect]:
+        effects: list[e.Effect] = []
         for session in [s for s, heard in self.sessions.items() if heard + self._offline_after <= now]:
             effects += self._close(session, f"its session was silent for {self._offline_after:.0f} s")
         for waiter in [w for w in self._waiters if w.deadline <= now]:
             self._waiters.remove(waiter)
             assert self._lease is not None, "nobody waits for a free device"
-            effects.append(Reply(waiter.origin, failure(self._leased(self._lease, now))))
+            effects.append(e.Reply(waiter.origin, failure(self._leased(self._lease, now))))
         lease = self._lease
         if lease is not None and self.run is None and (lease.released or lease.expires <= now):
             self._lease = None
             if not lease.released:
-                effects.append(Announce(f"the lease of {lease.holder} expired", "warning"))
+                effects.append(e.Announce(f"the lease of {lease.holder} expired", "warning"))
         if self._lease is None and self._waiters:
             first = self._waiters.pop(0)
             effects.append(self._grant(first.origin, first.holder, now))
         return effects
 
-    def _close(self, session: bytes, why: str) -> list[Effect]:
+    def _close(self, session: bytes, why: str) -> list[e.Effect]:
         if self.sessions.pop(session, None) is None:
             return []
         self._waiters = [w for w in self._waiters if w.origin.session != session]
-        effects: list[Effect] = [ForgetSession(session)]
+        effects: list[e.Effect] = [e.ForgetSession(session)]
         if self.run is not None and self.run.origin.session == session:
             effects += self._stop(why)
         return effects

@@ -123,11 +123,20 @@ class Client:
     """One session: requests are answered in the order in which `receive` sees them, events are collected."""
 
     def __init__(
-        self, port: int, server_public: bytes, public: bytes, secret: bytes, context: zmq.Context[Any] | None = None
+        self,
+        port: int,
+        server_public: bytes,
+        public: bytes,
+        secret: bytes,
+        *,
+        context: zmq.Context[Any] | None = None,
+        receive_limit: int = 0,
     ) -> None:
+        """``receive_limit`` is how many messages it takes in without being read; 0 for no limit."""
         self._context = context or zmq.Context()
         self.socket = self._context.socket(zmq.DEALER)
         self.socket.linger = 0
+        self.socket.rcvhwm = receive_limit
         self.socket.curve_serverkey = server_public
         self.socket.curve_publickey, self.socket.curve_secretkey = public, secret
         self.socket.connect(f"tcp://127.0.0.1:{port}")
@@ -297,10 +306,10 @@ class Agent:
             self.process.stderr.close()
         return status
 
-    def client(self, keys: tuple[bytes, bytes] | None = None) -> Client:
+    def client(self, keys: tuple[bytes, bytes] | None = None, receive_limit: int = 0) -> Client:
         """A client that has said nothing yet."""
         public, secret = keys or self.keys
-        return Client(self.info.port, self.info.public.encode(), public, secret)
+        return Client(self.info.port, self.info.public.encode(), public, secret, receive_limit=receive_limit)
 
     @contextlib.contextmanager
     def session(self, lease: bool = False) -> Iterator[Client]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from targets.base import BuildOutput, BundleError, BuiltFile, Option, Requirements, SourceModel, TensorSpec
+from targets.base import BuildOutput, BuiltFile, BundleError, Option, Requirements, SourceModel, TensorSpec
 
 
 class NumpyRunner:
