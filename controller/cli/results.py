@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from controller.cli import complete, exits
-from controller.cli.session import Session, command, default
+from controller.cli.session import Session, command, default, print_data
 from targets.base import FleetError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from controller.compare import Comparison
+    from controller.export import Format
     from controller.results import Results, StoredRun
 
 _Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or its beginning.", autocompletion=complete.runs)]
@@ -70,16 +72,59 @@ def register(app: typer.Typer) -> None:
     def export(
         session: Session,
         output: Annotated[
-            Path | None, typer.Option("-o", "--output", metavar="FILE", help="Else standard output.")
+            Path | None, typer.Option("-o", "--output", metavar="FILE", help="Standard output if left out.")
         ] = None,
-        form: Annotated[str, typer.Option("--format", metavar="F", help="csv or json.")] = "csv",
+        form: Annotated[
+            str, typer.Option("--format", metavar="F", help="csv, json, jsonl or md; by the file's name if left out.")
+        ] = "",
         model: _Models = None,
         samples: Annotated[bool, typer.Option("--samples", help="With every single latency.")] = False,
         limit: _Limit = 0,
         force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
     ) -> int:
-        """Write runs for other programs."""
-        raise NotImplementedError
+        """Write runs for other programs and for people."""
+        from controller.export import export as write_runs
+
+        store = open_results()
+        chosen = _format(form, output, session)
+        runs = _select(session, store, model or (), "", limit)
+        text = io.StringIO()
+        write_runs(runs, chosen, text, samples=store.samples if samples else None)
+        if output is None:
+            print_data(text.getvalue().encode())
+            return exits.GOOD
+        _write(output, text.getvalue(), force)
+        session.answer(
+            {"output": str(output), "format": chosen, "runs": len(runs)}, f"wrote {len(runs)} runs to {output}"
+        )
+        return exits.GOOD
+
+
+def _format(given: str, output: Path | None, session: Session) -> Format:
+    """The format asked for, else the one of the file's name. Raises FleetError."""
+    from controller.export import FORMATS
+
+    if session.as_json and output is None:
+        if given not in ("", "json"):
+            raise FleetError(f"--json and --format {given} exclude one another", code="usage", hint="use -o FILE")
+        return "json"
+    name = given or (output.suffix.removeprefix(".") if output is not None else "") or "csv"
+    for known in FORMATS:
+        if name == known:
+            return known
+    raise FleetError(f"'{name}' is no format to export to", code="usage", hint=f"--format takes {', '.join(FORMATS)}")
+
+
+def _write(path: Path, text: str, force: bool) -> None:
+    """Write a file whole or not at all. Raises FleetError when it is there, or cannot be."""
+    from targets.files import write_atomic
+
+    try:
+        write_atomic(path, text.encode(), mode=0o644, replace=force)
+    except FileExistsError:
+        raise FleetError(f"{path} exists", code="exists", hint="--force replaces it") from None
+    except OSError as error:
+        raise FleetError(f"cannot write {path}: {error.strerror}", code="usage") from None
 
 
 def open_results() -> Results:

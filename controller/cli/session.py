@@ -97,9 +97,13 @@ def write_json(document: Mapping[str, Any]) -> None:
     data = msgspec.json.encode(document)
     if sys.stdout.isatty():
         data = msgspec.json.format(data, indent=2)
-    # JSON is UTF-8, whatever the locale is.
+    print_data(data + b"\n")
+
+
+def print_data(data: bytes) -> None:
+    """Write UTF-8 to standard output, whatever the locale is: it is for other programs."""
     sys.stdout.flush()
-    sys.stdout.buffer.write(data + b"\n")
+    sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
 
 

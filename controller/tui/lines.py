@@ -64,7 +64,7 @@ class PlainLines:
 
     def _figures(self, event: SampleBatch | Progress) -> str:
         if isinstance(event, Progress):
-            text = f"{event.stage} {event.share:.0%}"
+            text = f"{event.stage if event.device else f'build {event.detail}'} {event.share:.0%}"
             if event.bytes_total:
                 text += f", {figures.size(event.bytes_done)} of {figures.size(event.bytes_total)}"
             return text

@@ -15,6 +15,8 @@ from controller.tui import figures
 from controller.tui.state import BUSY, GONE, LogEntry, Row, Task, ViewState
 
 _GAP = 1
+#: Lines of the log that devices do not take away, unless the terminal is very low.
+_LEAST_LOG = 3
 _WIDE_TREND = 32
 _WIDE_RELEASE = 36
 _LEVEL_STYLE = {"info": "", "warning": "yellow", "error": "bold red"}
@@ -43,7 +45,7 @@ def render(state: ViewState, look: Look, *, elapsed: float, first: int = 0) -> R
     builds = [(name, task) for name, task in state.builds.items() if task.share < 1]
     builds = builds[: max(1, look.height // 4)]
     free = max(1, look.height - 2 - len(builds))
-    kept_for_log = min(len(state.log), look.log_lines, max(3, free // 3)) + 1 if state.log and free >= 6 else 0
+    kept_for_log = min(len(state.log), _LEAST_LOG) + 1 if state.log and free >= 2 * _LEAST_LOG else 0
     rows, hidden = _visible(list(state.rows.values()), max(1, free - kept_for_log), first)
     used = 2 + len(builds) + len(rows) + (hidden > 0)
     parts: list[RenderableType] = [_title(state, look, elapsed)]

@@ -136,6 +136,9 @@ class ViewState:
             self._row(event.device).readings = dict(event.values)
         elif isinstance(event, Message):
             entry = LogEntry(at, event.device, printable(event.text), event.level)
+            if event.level == "error" and event.device:
+                # What failed is not under way any more.
+                self._row(event.device).task = None
         if entry is not None:
             self.log.append(entry)
         return entry
