@@ -179,7 +179,8 @@ class _Deployment:
                 answer.status = "active"
         report.status, report.active = answer.status, answer.active
         report.reason = printable(answer.reason)
-        listener(DeviceChanged(name, "idle", answer.active, bundle.manifest.model.name))
+        model = bundle.manifest.model.name if answer.active == bundle.id else ""
+        listener(DeviceChanged(name, "idle", answer.active, model))
 
     def failed(self, job: Job, reason: str, bundle: Bundle | None = None) -> DeployReport:
         report = _report(self.device, status="failed")
