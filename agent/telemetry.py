@@ -102,9 +102,8 @@ class Telemetry:
             self._last_cpu = now
             self._cpu_percent = min(max(100 * (now.busy - last.busy) / (now.total - last.total), 0.0), 100.0)
         found = {"cpu_percent": self._cpu_percent} if now.total > 0 else {}
-        words = _text(self._procfs / "loadavg").split()
-        if words:
-            found["load1"] = float(words[0])
+        if (load := _number(self._procfs / "loadavg")) is not None:
+            found["load1"] = load
         return found
 
     def _clocks(self) -> dict[str, float]:
@@ -124,8 +123,8 @@ class Telemetry:
         counts = [value for counter in self._counters if (value := _number(counter)) is not None]
         if counts:
             found["throttle_events"] = sum(counts)
-        if self._firmware is not None and (bits := _text(self._firmware)):
-            found["throttled"] = float(bool(int(bits, 16) & 0xF))
+        if (bits := _number(self._firmware, base=16)) is not None:
+            found["throttled"] = float(bool(int(bits) & 0xF))
         return found
 
     def _power(self) -> dict[str, float]:
@@ -206,11 +205,11 @@ def _celsius(path: Path) -> float | None:
     return value / 1e3 if value is not None and -60e3 < value < 200e3 else None
 
 
-def _number(path: Path | None) -> float | None:
-    if path is None:
-        return None
+def _number(path: Path | None, base: int = 10) -> float | None:
+    """The first word of a file as a number; None without the file or the number."""
+    word = next(iter(_text(path).split()), "") if path is not None else ""
     try:
-        return float(_text(path))
+        return float(word) if base == 10 else float(int(word, base))
     except ValueError:
         return None
 

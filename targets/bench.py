@@ -9,7 +9,7 @@ latencies back::
 
 **Warm-up.** Short blocks (the first is one query), arms in turn, until every arm is *steady*: it has run for
 ``BENCH_WARMUP_MIN`` and at least six blocks, and of the latter half of its blocks the earlier and the later half have
-medians that differ by less than ``BENCH_STEADY`` or by less than their own scatter explains (Geweke's comparison of two
+medians that differ by less than ``BENCH_STEADY`` or by less than noise explains (Geweke's comparison of two
 windows, on medians). Given up after ``warmup_max`` seconds an arm (never before six blocks): the run goes on, and its
 verdict is INVALID.
 
@@ -100,7 +100,7 @@ class _Arm:
 
     warm_medians: list[float] = field(default_factory=list)
     warm_seconds: float = 0.0
-    #: Change of the median over the latter half of the warm-up, as a ratio minus one, and what scatter explains.
+    #: Change of the median over the latter half of the warm-up, as a ratio minus one, and what noise explains.
     drift: float = math.inf
     explained: float = 0.0
     blocks: list[Floats] = field(default_factory=list)
@@ -258,14 +258,17 @@ class Plan:
 
 
 def _change(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
-    """How far the median moved between two windows, relative, and how far scatter alone would move it (2 sigma)."""
+    """How far the median moved between two neighbouring windows, relative, and how far noise would move it (2 sigma).
+
+    Noise is taken from how unlike the steps from block to block are, so that a steady slope is not mistaken for it.
+    """
     old, new = float(np.median(before)), float(np.median(after))
-    # 1.4826 makes the median deviation a standard deviation, 1.2533 a mean's error a median's.
-    errors = [
-        1.2533 * 1.4826 * float(np.median(np.abs(np.asarray(window) - centre))) / math.sqrt(len(window))
-        for window, centre in ((before, old), (after, new))
-    ]
-    return new / old - 1, 2 * math.hypot(*errors) / old
+    steps = np.diff([*before, *after])
+    # 1.4826 makes a median deviation a standard deviation; a step has the noise of two blocks.
+    noise = 1.4826 * float(np.median(np.abs(steps - np.median(steps)))) / math.sqrt(2)
+    # 1.2533 makes a mean's error a median's.
+    error = 1.2533 * noise * math.sqrt(1 / len(before) + 1 / len(after))
+    return new / old - 1, 2 * error / old
 
 
 def _check(spec: Spec, arms: int, block_seconds: float) -> None:

@@ -66,8 +66,8 @@ BENCH_WARMUP_MAX: Final = 20.0
 BENCH_BATCH_SECONDS: Final = 0.2
 # Share of the device's CPU that other processes may use before a run is called INVALID.
 BENCH_MAX_OTHER_LOAD: Final = 0.25
-# The warm-up is over when the median moves less than this between two windows, or less than their scatter explains;
-# scatter excuses no more than the second figure.
+# The warm-up is over when the median moves less than this between two windows, or less than noise explains;
+# noise excuses no more than the second figure.
 BENCH_STEADY: Final = 0.02
 BENCH_STEADY_NOISE: Final = 0.10
 # Clocks may fall by this share of their highest reading within a run, and the temperature may rise by this many kelvin.

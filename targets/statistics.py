@@ -20,7 +20,7 @@ Lengths = Sequence[int] | npt.NDArray[np.int32]
 
 #: Most units a run is divided into.
 MAX_UNITS = 20
-#: Units that the second, coarser look at the same samples uses: what varies slowly shows only there.
+#: Groups of units that the second, coarser look uses: what varies slowly shows only there.
 COARSE_UNITS = 5
 #: Share cut off at each end of the units, so that a burst of other load does not decide the width.
 TRIM = 0.2
@@ -103,15 +103,16 @@ def median_interval(samples: Sequence[float] | Floats, blocks: Lengths = ()) -> 
 
     - a trimmed t-interval over up to 20 units (Tukey & McLaughlin 1963: variance of the Winsorised units), with the
       number of units reduced to ``n (1 - r) / (1 + r)`` for their lag-1 correlation ``r``;
-    - a t-interval over 5 units, whose spread shows what varies more slowly than the first can see.
+    - a t-interval over 5 means of neighbouring Winsorised units, whose spread shows what varies too slowly for the
+      first.
 
     It is never narrower than the order-statistic interval of independent samples. Simulated coverage with AR(1) noise
-    between blocks: 99 % at r = 0, 96 % at r = 0.6, 88 % at r = 0.8. What stays the same for a whole run cannot be seen
+    between blocks: 98 % at r = 0, 95 % at r = 0.6, 87 % at r = 0.8. What stays the same for a whole run cannot be seen
     from inside it.
     """
     values = np.asarray(samples, dtype=np.float64)
     centre = float(np.median(values))
-    half = max(_trimmed_half_width(units(values, blocks)), _plain_half_width(units(values, blocks, COARSE_UNITS)))
+    half = _half_width(units(values, blocks))
     low, high = _order_interval(values)
     return min(centre - half, low), max(centre + half, high)
 
@@ -123,7 +124,8 @@ def student95(freedom: float) -> float:
     return 1.96 + 2.6 / freedom
 
 
-def _trimmed_half_width(values: Floats) -> float:
+def _half_width(values: Floats) -> float:
+    """Half-width of the 95 % interval of the trimmed mean of units, for the wider of both looks."""
     count = values.size
     if count < 2:
         return 0.0
@@ -133,14 +135,10 @@ def _trimmed_half_width(values: Floats) -> float:
     r = correlation(winsorised)
     inflation = (1 + r) / (1 - r)
     freedom = max((count - 2 * cut) / inflation - 1, COARSE_UNITS - 1)
-    spread = float(winsorised.std(ddof=1)) / (1 - 2 * cut / count)
-    return student95(freedom) * spread * math.sqrt(inflation / count)
-
-
-def _plain_half_width(values: Floats) -> float:
-    if values.size < 2:
-        return 0.0
-    return student95(values.size - 1) * float(values.std(ddof=1)) / math.sqrt(values.size)
+    fine = student95(freedom) * float(winsorised.std(ddof=1)) * math.sqrt(inflation / count)
+    coarse = np.array([part.mean() for part in np.array_split(winsorised, min(COARSE_UNITS, count))])
+    coarse_width = student95(coarse.size - 1) * float(coarse.std(ddof=1)) / math.sqrt(coarse.size)
+    return max(fine, coarse_width) / (1 - 2 * cut / count)
 
 
 def _order_interval(values: Floats) -> tuple[float, float]:
