@@ -115,7 +115,7 @@ class Results:
             ) from None
         if self.url.get_backend_name() == "sqlite":
             if self.url.database and self.url.database != ":memory:":
-                Path(self.url.database).absolute().parent.mkdir(parents=True, exist_ok=True)
+                _make_folder(Path(self.url.database).absolute().parent)
             event.listen(self._engine, "connect", _sqlite_connect)
             event.listen(self._engine, "begin", _sqlite_begin)
         self._writer = self._engine.execution_options(write=True)
@@ -289,6 +289,17 @@ def _unpack(data: bytes, dtype: str, most: int) -> npt.NDArray[Any]:
     except (zstandard.ZstdError, ValueError):
         pass
     raise FleetError("the stored samples are damaged", code="results")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FleetError(
+            f"the folder {folder} for results cannot be made: {error.strerror}",
+            code="results",
+            hint=f"{VARIABLE} names another database",
+        ) from None
 
 
 def _sqlite_connect(connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
