@@ -78,8 +78,6 @@ async def devices(fleet: Fleet, selection: Sequence[Device]) -> list[Check]:
 
 def _python() -> Check:
     detail = f"Python {platform.python_version()} on {platform.machine()}"
-    if sys.version_info < (3, 10):
-        return Check(name="python", verdict="error", detail=detail, hint="fleet needs Python 3.10 or newer")
     missing = [name for name in ("msgspec", "pyzmq", "zstandard", "cryptography", "numpy") if not _version(name)]
     if missing:
         hint = "install fleet again: `pip install 'fleet-edge[controller,tvm]'`"

@@ -69,7 +69,7 @@ class _Watched:
             await asyncio.sleep(backoff.next())
 
     async def _talk(self, connection: Connection) -> None:
-        await connection.request(p.Subscribe(telemetry=True), p.Done)
+        subscribed = False
         while True:
             status = await connection.request(p.GetStatus(), p.Status)
             self._heard()
@@ -78,6 +78,9 @@ class _Watched:
             self._model = printable(default.model[:200]) if default else ""
             self._state = status.state
             self._tell()
+            if not subscribed:
+                await connection.request(p.Subscribe(telemetry=True), p.Done)
+                subscribed = True
             await asyncio.sleep(HEARTBEAT_INTERVAL)
 
     def _on_event(self, event: p.Message) -> None:
