@@ -19,7 +19,11 @@ class Space:
     def __init__(self, root: Path, quota: int = 0) -> None:
         self.root = root
         self.quota = quota
-        self.used = measure(root)
+        self.recount()
+
+    def recount(self) -> None:
+        """Look again at what is there: after damage, nobody knows."""
+        self.used = measure(self.root)
 
     @property
     def free(self) -> int:

@@ -12,6 +12,7 @@ each is as it was or as it should be. The store belongs to one process.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import threading
@@ -29,8 +30,10 @@ from targets.base import BundleError, FleetError
 from targets.blobs import BlobDir, check_digest
 from targets.bundle import Manifest, bundle_id, parse_manifest
 from targets.defaults import MAX_BLOB, MAX_FILES, MAX_MESSAGE
-from targets.files import TEMPORARY, disk_errors, make_directory, sync_directory, write_atomic
+from targets.files import TEMPORARY, disk_errors, hash_file, make_directory, sync_directory, write_atomic
 from targets.keys import Signature, verify
+
+_log = logging.getLogger(__name__)
 
 #: What nobody needs is kept this long (seconds) after it was last asked for: it may belong to a push that goes on.
 COLLECT_GRACE = 3600.0
@@ -103,6 +106,8 @@ class Store:
         for path in (*root.glob(f"{TEMPORARY}*"), *self._bundles.glob(f"{TEMPORARY}*")):
             _remove(path)
         self._space = Space(root, quota)
+        #: Blobs whose contents this process has seen.
+        self._sound: set[str] = set()
         self._parts = Parts(root / "parts", self.blobs, self._space)
 
     def close(self) -> None:
@@ -142,13 +147,30 @@ class Store:
                 held = request.total
             else:
                 held = self._parts.put(request.sha256, request.offset, data, request.total)
+                if held == request.total:
+                    self._sound.add(request.sha256)
         return ChunkStored(id=request.id, sha256=request.sha256, offset=held, complete=held == request.total)
 
     def _has(self, sha256: str, size: int) -> bool:
         held = self.blobs.size(sha256)
         if held is not None and held != size:
-            raise BundleError(f"blob {sha256[:12]} has {held} bytes, not {size}", code="bad-size")
+            if self._is_sound(sha256):
+                raise BundleError(f"blob {sha256[:12]} has {held} bytes, not {size}", code="bad-size")
+            return False
         return held is not None
+
+    def _is_sound(self, sha256: str) -> bool:
+        """Whether a blob's contents are still what they were; if not it is removed, to be sent again."""
+        try:
+            if hash_file(self.blobs.path(sha256)) == sha256:
+                return True
+        except FileNotFoundError:
+            return False
+        _log.error("blob %s is damaged and is removed", sha256)
+        with self._lock:
+            self.blobs.remove(sha256)
+            self._space.recount()
+        return False
 
     def _finish(self, sha256: str, size: int) -> bool:
         """All bytes of a blob have come, but it was not made one: an earlier process ended just then."""
@@ -176,6 +198,7 @@ class Store:
                     hint="sign it with a key that the device trusts (`fleet keys`)",
                 )
             verify(identity, signature, self.trusted)
+        self._check_contents(manifest)
         with self._lock:
             lacking = [entry for entry in manifest.files if not self._has(entry.sha256, entry.size)]
             if lacking:
@@ -195,6 +218,12 @@ class Store:
         """Ids of all staged bundles, sorted."""
         return sorted(path.name for path in self._bundles.iterdir() if not path.name.startswith(TEMPORARY))
 
+    def _check_contents(self, manifest: Manifest) -> None:
+        """Once for each blob in the life of a process: power cuts and worn memory cards damage what was whole."""
+        for sha256 in {entry.sha256 for entry in manifest.files} - self._sound:
+            if self._is_sound(sha256):
+                self._sound.add(sha256)
+
     def _make_bundle(self, identity: str, manifest: Manifest, manifest_bytes: bytes) -> None:
         final = self._bundles / identity
         if final.exists():
@@ -202,6 +231,7 @@ class Store:
                 load_bundle(final)
             except BundleError:
                 self._remove_bundle(identity)
+                self._space.recount()
             else:
                 os.utime(final)
                 return
@@ -279,6 +309,7 @@ class Store:
                 if sha256 not in needed and _last_used(self.blobs.path(sha256)) <= before:
                     self._space.used -= self.blobs.size(sha256) or 0
                     self.blobs.remove(sha256)
+                    self._sound.discard(sha256)
             self._parts.collect(before)
             return used - self._space.used
 
