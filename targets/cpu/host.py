@@ -51,6 +51,7 @@ class CPUHost:
         import tvm
 
         from targets.cpu import passes
+        from targets.cpu.conv import pack_convolutions
         from targets.cpu.schedule import schedule
         from targets.relax_import import to_relax
 
@@ -60,9 +61,10 @@ class CPUHost:
             with target:
                 progress("simplify", 0.2)
                 module = passes.simplify()(module)
+                module = pack_convolutions(processor)(module)
                 module, weights = passes.lift_weights(module)
                 progress("compile", 0.4)
-                pipeline = passes.lower(lambda target: schedule(target, processor))
+                pipeline = passes.lower(schedule(processor))
                 executable = tvm.compile(module, target=target, relax_pipeline=pipeline)
         except Exception as error:
             # TVM's passes raise many types; all of them are about this model.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -41,9 +40,8 @@ def lift_weights(module: Any) -> tuple[Any, list[tuple[str, Any]]]:
     variables = [variable for _, variable in lifter.lifted]
     attributes = dict(main.attrs or {}) | {"num_input": len(main.params), "global_symbol": "main"}
     lifted = relax.Function([*main.params, *variables], body, main.ret_ty, main.is_pure).with_attrs(attributes)
-    module = tvm.IRModule(
-        {"main": lifted, **{v.name_hint: f for v, f in module.functions.items() if v.name_hint != "main"}}
-    )
+    others = {variable: function for variable, function in module.functions_items() if variable.name_hint != "main"}
+    module = tvm.IRModule({tvm.ir.GlobalVar("main"): lifted, **others})
     return relax.transform.Normalize()(module), [(str(v.name), c.value) for c, v in lifter.lifted]
 
 
@@ -55,7 +53,10 @@ class _Lifter(PyExprMutator):  # type: ignore[misc]
 
     def visit_call_(self, call: Any) -> Any:
         operator = getattr(call.op, "name", "call").removeprefix("relax.")
-        for position, argument in enumerate(call.args):
+        arguments = call.args
+        if operator == "call_tir":
+            operator, arguments = str(call.args[0].name_hint), getattr(call.args[1], "fields", ())
+        for position, argument in enumerate(arguments):
             self._lift(argument, f"{operator}-{position}")
         return super().visit_call_(call)
 
@@ -81,7 +82,7 @@ def _is_weight(value: Any) -> bool:
     return size >= SMALL or (floating and size > 0)
 
 
-def lower(schedule: Callable[[Any], Any]) -> Any:
+def lower(schedule: Any) -> Any:
     """From operators to scheduled loops: TVM's CPU pipeline with ``schedule`` between fusion and the VM's passes."""
     from tvm.relax.backend.cpu_generic import pipeline as cpu
 
@@ -92,7 +93,7 @@ def lower(schedule: Callable[[Any], Any]) -> Any:
             *cpu.library_dispatch_passes(target),
             *cpu.legalize_passes(target),
             relax.transform.DeadCodeElimination(),
-            schedule(target),
+            schedule,
             *cpu.dataflow_lower_passes(target),
             *cpu.finalize_passes(target),
         ]
