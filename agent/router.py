@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import cast
 
 import zmq
@@ -35,6 +36,14 @@ _MAX_FRAME = MAX_MESSAGE + MAX_MANIFEST
 OnMessage = Callable[[bytes, str, memoryview, memoryview], None]
 
 
+@dataclass(slots=True)
+class _Outbox:
+    """What waits for one slow reader, and its bytes."""
+
+    messages: deque[tuple[bytes, ...]] = field(default_factory=deque)
+    size: int = 0
+
+
 class Router:
     def __init__(
         self,
@@ -54,7 +63,7 @@ class Router:
         self._socket: zmq.asyncio.Socket | None = None
         self._receiving: asyncio.Task[None] | None = None
         self._endpoint = ""
-        self._outbox: dict[bytes, deque[tuple[bytes, ...]]] = {}
+        self._outbox: dict[bytes, _Outbox] = {}
         self._retry: asyncio.TimerHandle | None = None
         self._retry_after = _RETRY_FIRST
         self.dropped = 0
@@ -146,14 +155,13 @@ class Router:
         """Send what must arrive; a reader that is too far behind is given up (`on_gone`)."""
         frames = (session, header, payload) if payload else (session, header)
         waiting = self._outbox.get(session)
-        if waiting is None and self._try(frames):
-            return
         if waiting is None:
-            if self._socket is None:
+            if self._try(frames):
                 return
-            waiting = self._outbox.setdefault(session, deque())
-        waiting.append(frames)
-        if sum(len(part) for message in waiting for part in message) > _MAX_BACKLOG:
+            waiting = self._outbox[session] = _Outbox()
+        waiting.messages.append(frames)
+        waiting.size += sum(map(len, frames))
+        if waiting.size > _MAX_BACKLOG:
             log.warning("a session does not read what it asked for: it is closed")
             self.forget(session)
             self._on_gone(session)
@@ -181,12 +189,9 @@ class Router:
             error = raised
         if error is None:
             return True
-        if isinstance(error, zmq.Again):
-            return False
-        # The peer's connection has gone; when it comes back, it says hello anew. Until its session times out, what it
-        # started goes on: a bench that ends meanwhile is in the journal.
-        self.forget(frames[0])
-        return True
+        # Any other error is a connection that has gone; its peer says hello anew when it comes back. Until its session
+        # times out, what it started goes on: a bench that ends meanwhile is in the journal.
+        return not isinstance(error, zmq.Again)
 
     def _retry_later(self) -> None:
         if self._retry is None:
@@ -196,13 +201,11 @@ class Router:
         self._retry = None
         progress = False
         for session, waiting in list(self._outbox.items()):
-            while waiting and self._try(waiting[0]):
+            while waiting.messages and self._try(waiting.messages[0]):
                 progress = True
-                if session not in self._outbox:
-                    break
-                waiting.popleft()
-            if not waiting:
-                self._outbox.pop(session, None)
+                waiting.size -= sum(map(len, waiting.messages.popleft()))
+            if not waiting.messages:
+                self.forget(session)
         self._retry_after = _RETRY_FIRST if progress else min(self._retry_after * 2, _RETRY_CAP)
         if self._outbox:
             self._retry_later()

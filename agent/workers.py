@@ -199,7 +199,9 @@ class Worker:
         second, lines, left_out = clock(), 0, 0
         while True:
             try:
-                line = await stream.readline()
+                line = await asyncio.wait_for(stream.readline(), 1 if left_out else None)
+            except asyncio.TimeoutError:
+                line = b"\n"
             except ValueError:
                 # Longer than the buffer: what was read of it is dropped.
                 line = b"(a line that is too long)\n"
@@ -209,11 +211,12 @@ class Worker:
                 second, lines, left_out = clock(), 0, 0
             if not line:
                 return
-            lines += 1
+            text = line.decode("utf-8", "replace").rstrip()
+            lines += bool(text)
             if lines > _LINES_PER_SECOND:
-                left_out += 1
-            else:
-                log.info("worker %s: %s", self.name, line.decode("utf-8", "replace").rstrip())
+                left_out += bool(text)
+            elif text:
+                log.info("worker %s: %s", self.name, text)
 
 
 def _resident_pages(pid: int) -> int:
