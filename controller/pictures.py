@@ -70,8 +70,8 @@ def load(path: Path | str) -> Image.Image:
         raise _bad(path, f"the file is {size >> 20} MB, more than the {MAX_FILE >> 20} MB that are opened")
     try:
         with warnings.catch_warnings():
-            # Pillow's own limit is looser than ours, and its warning would only say the same less clearly.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # Pillow warns of sizes, where our limit is tighter, and of faults that it reads past.
+            warnings.simplefilter("ignore")
             with Image.open(path, formats=FORMATS) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
@@ -173,7 +173,8 @@ def interpret(
     return _boxes(arrays, postprocess, labels, image_size, threshold)
 
 
-def _softmax(logits: Floats) -> Floats:
+def softmax(logits: Floats) -> Floats:
+    """Probabilities along the last axis."""
     raised = np.exp(logits - logits.max(axis=-1, keepdims=True))
     probabilities: Floats = raised / raised.sum(axis=-1, keepdims=True)
     return probabilities
@@ -193,7 +194,7 @@ def _top_labels(arrays: Sequence[Floats], postprocess: Postprocess, labels: Sequ
         raise _wrong_outputs(arrays, "(1, classes)")
     scores = arrays[0].reshape(-1)
     if not postprocess.softmaxed:
-        scores = _softmax(scores)
+        scores = softmax(scores)
     best = np.argsort(-scores, kind="stable")[: max(top, 0)]
     return [TopLabel(label=_name(labels, int(i)), index=int(i), score=float(scores[i])) for i in best]
 
@@ -209,7 +210,7 @@ def _boxes(
     count = len(anchors)
     if len(arrays) < 2 or arrays[0].shape != (1, count, 4) or arrays[1].shape[:2] != (1, count) or arrays[1].ndim != 3:
         raise _wrong_outputs(arrays, f"(1, {count}, 4), (1, {count}, classes + 1)")
-    scores = (arrays[1] if postprocess.softmaxed else _softmax(arrays[1]))[0, :, 1:]
+    scores = (arrays[1] if postprocess.softmaxed else softmax(arrays[1]))[0, :, 1:]
     decoded = decode(arrays[0][0], anchors, postprocess.variances)
     least = postprocess.score_threshold if threshold is None else threshold
     box, label = np.nonzero(scores >= least)

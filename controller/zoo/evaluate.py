@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 Run = Callable[["Array"], "list[Array]"]
 
 
-def onnx_session(path: Path) -> Run:
+def onnx_session(model: Path | bytes) -> Run:
     """A function from the first input to all outputs, on one thread so that results do not depend on the machine."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
+    )
     name = session.get_inputs()[0].name
     return lambda array: list(session.run(None, {name: array}))
 

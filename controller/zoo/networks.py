@@ -48,7 +48,7 @@ class ShapesClassifier(nn.Module):  # type: ignore[misc]
     def forward(self, x: Tensor) -> Tensor:
         x = self.stages(torch.relu(self.stem(x)))
         # A pooling window of fixed size: every compiler has one, while an adaptive one is exported as a reduction.
-        return self.fc(torch.flatten(nn.functional.avg_pool2d(x, 4), 1))
+        return self.fc(nn.functional.avg_pool2d(x, 4).flatten(1))
 
 
 class ShapesSsd(nn.Module):  # type: ignore[misc]

@@ -163,8 +163,23 @@ def export(network: nn.Module, size: int, outputs: Sequence[str], path: Path) ->
         del item.metadata_props[:]
         item.doc_string = ""
     model.doc_string = model.graph.doc_string = ""
+    _open_batch(model.graph)
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _open_batch(graph: Any) -> None:
+    """Reshapes copy the batch of what they are given, so that whoever compiles the network may choose another one."""
+    import onnx
+
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Reshape":
+            shape = onnx.numpy_helper.to_array(stored[node.input[1]]).copy()
+            shape[0] = -1
+            stored[node.input[1]].CopyFrom(onnx.numpy_helper.from_array(shape, node.input[1]))
+            # It says what a 0 in the shape means, and there is none.
+            del node.attribute[:]
 
 
 def train(name: str, folder: Path, recipe: Recipe) -> card.Card:

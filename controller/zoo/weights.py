@@ -80,6 +80,7 @@ def download(url: str, sha256: str, size: int, home: Home) -> Path:
     Raises :class:`WeightsError` with code ``download-failed`` when it cannot be fetched.
     """
     import http.client
+    import urllib.error
     import urllib.request
 
     folder = home.cache / "downloads"
@@ -102,6 +103,8 @@ def download(url: str, sha256: str, size: int, home: Home) -> Path:
         try:
             try:
                 reply = urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT)
+            except urllib.error.HTTPError as error:
+                raise failed(f"the server answers {error.code} {error.reason}") from None
             except (OSError, http.client.HTTPException) as error:
                 raise failed(getattr(error, "reason", error)) from None
             with contextlib.closing(reply):
