@@ -14,8 +14,11 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+import shutil
 import signal
+import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +29,7 @@ import msgspec
 from targets.base import FleetError
 from targets.defaults import MAX_MESSAGE
 from targets.tvm_rpc import RECEIVE, SEND, pack_messages
+from targets.zig import link_shared
 
 if TYPE_CHECKING:
     import zmq
@@ -173,17 +177,28 @@ def load_module(ffi: Any, path: str) -> Any:
 
 
 def link(path: str) -> str:
-    """Link an object or an archive of objects with the device's own compiler."""
-    os.environ["TVM_USE_RUNTIME_LIB"] = "1"
-    from tvm.support import cc, tar, utils
+    """Link an object, or an archive of objects, for this device. Returns the library's path.
 
-    objects = [path]
+    Raises :class:`FleetError` with the linker's words.
+    """
+    objects = [Path(path)]
     if path.endswith(".tar"):
-        unpacked = utils.tempdir(path.removesuffix(".tar"))
-        tar.untar(path, unpacked.temp_dir)
-        objects = [unpacked.relpath(name) for name in unpacked.listdir()]
-    cc.create_shared(f"{path}.so", objects)
-    return f"{path}.so"
+        unpacked = Path(tempfile.mkdtemp(dir=Path(path).parent))
+        _command("tar", "-xf", path, "-C", str(unpacked))
+        objects = sorted(unpacked.iterdir())
+    library = Path(f"{path}.so")
+    compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("cc")
+    if compiler is None:
+        link_shared(library, objects, f"{os.uname().machine}-linux-gnu")
+    else:
+        _command(compiler, "-shared", "-fPIC", "-o", str(library), *map(str, objects))
+    return str(library)
+
+
+def _command(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise FleetError(f"{Path(command[0]).name} failed: {done.stderr.strip()[-2000:]}", code="link-failed")
 
 
 def register(ffi: Any, workdir: Path, relay: Relay) -> None:
