@@ -1,8 +1,8 @@
 """Convolutions with packed weights: the innermost dimension of the weights fills one vector register.
 
 Activations keep the layout NCHW. A group of output channels is one vector; for every pixel of the input a product is a
-broadcast pixel times a vector of weights, added to a vector that stays in a register. Weights are packed here, while they
-are constants, so the packed form is what is stored and sent.
+broadcast pixel times a vector of weights, added to a vector that stays in a register. Weights are packed here, while
+they are constants, so the packed form is what is stored and sent.
 """
 
 from __future__ import annotations
