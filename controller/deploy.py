@@ -166,21 +166,24 @@ class _Deployment:
             )
             return answer
 
+        active = model = ""
         try:
-            answer = await activate()
-        except FleetError as error:
-            if error.code not in CUT:
-                raise
-            # Whether it came to an end without us shows when it is asked for again.
-            await session.restore()
-            await session.settled(2 * WORKER_CALL_DEADLINE)
-            answer = await activate()
-            if answer.status == "unchanged":
-                answer.status = "active"
-        report.status, report.active = answer.status, answer.active
-        report.reason = printable(answer.reason)
-        model = bundle.manifest.model.name if answer.active == bundle.id else ""
-        listener(DeviceChanged(name, "idle", answer.active, model))
+            try:
+                answer = await activate()
+            except FleetError as error:
+                if error.code not in CUT:
+                    raise
+                # Whether it came to an end without us shows when it is asked for again.
+                await session.restore()
+                await session.settled(2 * WORKER_CALL_DEADLINE)
+                answer = await activate()
+                if answer.status == "unchanged":
+                    answer.status = "active"
+            active = answer.active
+            model = bundle.manifest.model.name if active == bundle.id else ""
+            report.status, report.active, report.reason = answer.status, active, printable(answer.reason)
+        finally:
+            listener(DeviceChanged(name, "idle", active, model))
 
     def failed(self, job: Job, reason: str, bundle: Bundle | None = None) -> DeployReport:
         report = _report(self.device, status="failed")

@@ -156,7 +156,9 @@ class _Bencher:
     async def _measure(self, session: Session, measurement: Measurement) -> list[Outcome]:
         listener, name = self.fleet.listener, self.device.name
         ids = [await self._arm(session, arm) for arm in measurement.arms]
-        listener(DeviceChanged(name, "benching"))
+        status = await session.connection.request(p.GetStatus(), p.Status)
+        release = next((r for r in status.releases if r.slot == measurement.slot), None)
+        listener(DeviceChanged(name, "benching", *((release.bundle, printable(release.model)) if release else ())))
         try:
             tell = stages(name, listener)
 
