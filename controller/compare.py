@@ -9,7 +9,7 @@ Two figures must agree before a difference is called one: significance, on units
   unit of the second is slower than one of the first, ties half.
 - **Interleaved runs** are compared pair by pair, over whole A B B A quartets so that linear drift cancels, with
   Wilcoxon's signed-rank test; A is then the share of pairs in which the second is slower.
-- The interval of the ratio follows from those of the medians (`targets.statistics.median_interval`, on logarithms) by
+- The interval of the ratio follows from those of the medians (`targets.statistics.centre_interval`, on logarithms) by
   Zou & Donner's MOVER (2008); for pairs it is the interval of the median ratio. A bootstrap of so few units is too
   narrow: with AR(1) noise between them its 95 % interval covers 86 % at r = 0.6, this one 98 %.
 
@@ -27,7 +27,7 @@ import msgspec
 import numpy as np
 
 from targets.base import FleetError
-from targets.statistics import MAX_UNITS, Floats, Lengths, correlation, median_interval, units
+from targets.statistics import MAX_UNITS, Floats, Lengths, centre_interval, correlation, units
 
 if TYPE_CHECKING:
     from controller.results import Results
@@ -81,7 +81,7 @@ def compare(a: Side, b: Side, *, paired: bool = False, caveats: Sequence[str] = 
         differences = _differences(a, b)
         p_value, effect = _wilcoxon(differences)
         counts = (differences.size, differences.size)
-        ratio, low, high = np.exp((np.median(differences), *median_interval(differences)))
+        ratio, low, high = np.exp((np.median(differences), *centre_interval(differences)))
     else:
         one, two = _units(a), _units(b)
         p_value, effect = _mann_whitney(one, two)
@@ -173,7 +173,7 @@ def _wilcoxon(differences: Floats) -> tuple[float, float]:
 def _mover(a: Side, b: Side) -> tuple[float, float, float]:
     """Logarithm of the ratio of medians b / a, and its interval."""
     (one, one_low, one_high), (two, two_low, two_high) = (
-        (float(np.median(values)), *median_interval(values, side.blocks))
+        (float(np.median(values)), *centre_interval(values, side.blocks))
         for side, values in ((side, np.log(side.samples)) for side in (a, b))
     )
     centre = two - one

@@ -96,21 +96,33 @@ def correlation(values: Floats) -> float:
 
 
 def median_interval(samples: Sequence[float] | Floats, blocks: Lengths = ()) -> tuple[float, float]:
-    """The 95 % confidence interval of the median, in the unit of ``samples``; honest under correlation and drift.
+    """The 95 % confidence interval of the median of positive ``samples``, in their unit, within their range.
 
-    It is centred on the median of all samples (sectioning: Asmussen & Glynn 2007, *Stochastic Simulation*, III.5), and
-    its half-width is the larger of two:
+    Honest under correlation and drift, see :func:`centre_interval`, which it asks for the logarithms: what disturbs a
+    latency multiplies it. Simulated coverage with AR(1) noise between blocks: 98 % at r = 0, 95 % at r = 0.6, 87 % at
+    r = 0.8. What stays the same for a whole run cannot be seen from inside it.
+    """
+    values = np.asarray(samples, dtype=np.float64)
+    low, high = np.exp(centre_interval(np.log(values), blocks))
+    # Rounding must not move the median out of its interval.
+    median = float(np.median(values))
+    return min(max(float(low), float(values.min())), median), max(min(float(high), float(values.max())), median)
+
+
+def centre_interval(values: Sequence[float] | Floats, blocks: Lengths = ()) -> tuple[float, float]:
+    """The 95 % confidence interval of the median of any ``values``.
+
+    It is centred on their median (sectioning: Asmussen & Glynn 2007, *Stochastic Simulation*, III.5), and its
+    half-width is the larger of two:
 
     - a trimmed t-interval over up to 20 units (Tukey & McLaughlin 1963: variance of the Winsorised units), with the
       number of units reduced to ``n (1 - r) / (1 + r)`` for their lag-1 correlation ``r``;
     - a t-interval over 5 means of neighbouring Winsorised units, whose spread shows what varies too slowly for the
       first.
 
-    It is never narrower than the order-statistic interval of independent samples. Simulated coverage with AR(1) noise
-    between blocks: 98 % at r = 0, 95 % at r = 0.6, 87 % at r = 0.8. What stays the same for a whole run cannot be seen
-    from inside it.
+    It is never narrower than the order-statistic interval of independent values.
     """
-    values = np.asarray(samples, dtype=np.float64)
+    values = np.asarray(values, dtype=np.float64)
     centre = float(np.median(values))
     half = _half_width(units(values, blocks))
     low, high = _order_interval(values)
