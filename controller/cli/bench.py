@@ -9,9 +9,8 @@ import typer
 
 from controller.cli import arguments, complete, exits
 from controller.cli.results import comparison_lines, open_results
-from controller.cli.running import run
 from controller.cli.session import Session, build_options, command
-from controller.cli.view import view
+from controller.cli.view import run_viewed
 from targets import defaults
 from targets.base import FleetError
 
@@ -86,9 +85,7 @@ def register(app: typer.Typer) -> None:
         if baseline:
             # Better now than after minutes of measuring.
             open_results().get(baseline)
-        with view("fleet bench", selection) as listener:
-            fleet.listener = listener
-            found = run(fleet.bench(model, selection, options))
+        found = run_viewed("fleet bench", fleet, selection, lambda: fleet.bench(model, selection, options))
 
         return _answer(session, found, baseline, strict)
 

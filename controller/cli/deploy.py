@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from controller.cli import arguments, exits
-from controller.cli.running import run
 from controller.cli.session import Session, build_options, command
-from controller.cli.view import view
+from controller.cli.view import run_viewed
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -57,9 +56,7 @@ def register(app: typer.Typer) -> None:
         )
         fleet = session.fleet()
         selection = session.select(fleet)
-        with view("fleet deploy", selection) as listener:
-            fleet.listener = listener
-            reports = run(fleet.deploy(model, selection, options))
+        reports = run_viewed("fleet deploy", fleet, selection, lambda: fleet.deploy(model, selection, options))
         return _answer(session, reports, dry_run=dry_run)
 
     @command(app, "rollback", selects=True)
@@ -67,9 +64,7 @@ def register(app: typer.Typer) -> None:
         """Go back to the release before the active one."""
         fleet = session.fleet()
         selection = session.select(fleet)
-        with view("fleet rollback", selection) as listener:
-            fleet.listener = listener
-            reports = run(fleet.rollback(selection, slot))
+        reports = run_viewed("fleet rollback", fleet, selection, lambda: fleet.rollback(selection, slot))
         # Here the way back is what was asked for.
         return _answer(session, reports, good=("active", "unchanged", "rolled-back"))
 

@@ -17,6 +17,10 @@ from controller.printable import printable
 from targets.base import FleetError
 
 
+class ClosedPipe(Exception):
+    """Nobody reads our standard output any more."""
+
+
 def tell(error: BaseException, arguments: Sequence[str]) -> int:
     """Print ``error`` as the options among ``arguments`` ask for; the exit code that belongs to it.
 
@@ -24,7 +28,7 @@ def tell(error: BaseException, arguments: Sequence[str]) -> int:
     """
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
     as_json, debug = "--json" in options, "--debug" in options
-    if isinstance(error, BrokenPipeError):
+    if isinstance(error, BrokenPipeError | ClosedPipe):
         return _closed_pipe()
     if type(error).__name__ == "NoArgsIsHelpError":
         # Making it has printed the help.

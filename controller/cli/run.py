@@ -42,9 +42,11 @@ def register(app: typer.Typer) -> None:
         fleet = session.fleet()
         options = RunOptions(top=top, threshold=threshold, output=output, slot=slot, threads=threads)
 
+        name = _model_name(model)
+
         async def answers() -> list[Answer]:
-            selection = session.select(fleet) if session.selects else [await _any_with(fleet, model, slot)]
-            return await fleet.run(model, images, selection, options)
+            selection = session.select(fleet) if session.selects else [await _any_with(fleet, name)]
+            return await fleet.run(name, images, selection, options)
 
         found = run_async(answers())
         if session.as_json:
@@ -54,13 +56,21 @@ def register(app: typer.Typer) -> None:
         return exits.FAILED if any(answer.error for answer in found) else exits.GOOD
 
 
-async def _any_with(fleet: Fleet, model: str, slot: str) -> Device:
-    """A device whose release in ``slot`` is this model. Raises FleetError ``nothing-matched``."""
+def _model_name(model: str) -> str:
+    """What a release is called that was made of ``model``, which may be the name of its file."""
+    from pathlib import Path
+
+    path = Path(model)
+    return path.stem if path.suffix in (".onnx", ".pt2", ".fleet") else model
+
+
+async def _any_with(fleet: Fleet, model: str) -> Device:
+    """A device that has a release of this model. Raises FleetError ``nothing-matched``."""
     from targets.base import FleetError
 
     selection = fleet.select(everything=True)
     for device, report in zip(selection, await fleet.status(selection), strict=True):
-        if any(release.slot == slot and release.model == model for release in report.releases):
+        if any(release.model == model for release in report.releases):
             return device
     raise FleetError(
         f"no reachable device runs '{model}'", code="nothing-matched", hint=f"`fleet deploy {model} --all` first"

@@ -1,4 +1,4 @@
-"""Runs a command's coroutine so that Ctrl-C and SIGTERM end it in good order."""
+"""Runs a command's coroutine so that Ctrl-C, SIGTERM and a closed terminal end it in good order."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+#: Signals that end a command as Ctrl-C does. One that was ignored from the start, as under `nohup`, stays ignored.
+_ENDING = tuple(n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
@@ -29,7 +32,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
             interrupted = True
             task.cancel()
 
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, *_ENDING):
             with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):
                 # Refused outside the main thread, where nobody sends signals either.
                 loop.add_signal_handler(number, on_signal)
@@ -47,10 +50,11 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def terminate_like_interrupt() -> None:
-    """Make SIGTERM end synchronous code as Ctrl-C does."""
+    """Make a request to end, or the end of the terminal, stop synchronous code as Ctrl-C does."""
 
     def raise_interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    with contextlib.suppress(ValueError):
-        signal.signal(signal.SIGTERM, raise_interrupt)
+    for number in _ENDING:
+        with contextlib.suppress(ValueError):
+            signal.signal(number, raise_interrupt)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from controller.cli import complete, exits
+from controller.cli.errors import ClosedPipe
 from targets.base import FleetError, Option
 
 if TYPE_CHECKING:
@@ -206,7 +207,15 @@ def _with_options(
     ]
     context = inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
     parameters = [context, *own, *common]
-    wrapper = functools.wraps(function)(lambda **values: body(**values))
+
+    @functools.wraps(function)
+    def wrapper(**values: Any) -> int:
+        try:
+            return body(**values)
+        except BrokenPipeError as error:
+            # typer would end the program with the exit code that means a failed device.
+            raise ClosedPipe from error
+
     wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return wrapper

@@ -41,7 +41,13 @@ def console(stream: TextIO | None = None) -> Console:
     """A rich console for standard output or the stream given."""
     from rich.console import Console
 
+    class PlainPipe(Console):
+        """Leaves it to the command what happens when nobody reads any more; rich would end the program."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
     stream = stream or sys.stdout
     piped = not is_terminal(stream)
     width = int(os.environ.get("COLUMNS") or PIPE_WIDTH) if piped else None
-    return Console(file=stream, width=width, no_color=None if has_colour(stream) else True, highlight=False)
+    return PlainPipe(file=stream, width=width, no_color=None if has_colour(stream) else True, highlight=False)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from controller.cli import terminal
 
 if TYPE_CHECKING:
+    from controller.fleet import Fleet
     from controller.inventory import Device
     from controller.tui.lines import PlainLines
     from controller.tui.live import LiveView
+
+T = TypeVar("T")
 
 
 def view(title: str, devices: Sequence[Device] = (), *, full_screen: bool = False) -> LiveView | PlainLines:
@@ -28,3 +31,17 @@ def view(title: str, devices: Sequence[Device] = (), *, full_screen: bool = Fals
     from controller.tui.lines import PlainLines
 
     return PlainLines(state, sys.stderr)
+
+
+def run_viewed(title: str, fleet: Fleet, selection: Sequence[Device], work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run ``work`` on the selected devices and show how it goes."""
+    from controller.cli.running import run
+
+    with view(title, selection) as listener:
+        fleet.listener = listener
+        if not terminal.is_live(sys.stderr):
+            return run(work())
+        from controller.cli.watching import alongside
+
+        # Only for eyes that see it: asking for readings is load on the boards, small as it is.
+        return run(alongside(fleet, selection, work()))

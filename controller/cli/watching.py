@@ -1,4 +1,4 @@
-"""Watching devices for ``fleet top``: until a key is pressed, or until each has told its readings."""
+"""Watching devices: beside other work, until a key is pressed, or until each has told its readings."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import sys
 import termios
 import time
 import tty
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from controller.events import DeviceChanged, Event, Reading
 from controller.tui.state import GONE, ViewState
@@ -18,6 +18,24 @@ from controller.tui.state import GONE, ViewState
 if TYPE_CHECKING:
     from controller.fleet import Fleet
     from controller.inventory import Device
+
+T = TypeVar("T")
+
+
+async def alongside(fleet: Fleet, selection: Sequence[Device], work: Coroutine[Any, Any, T]) -> T:
+    """Do ``work``, and meanwhile tell the fleet's listener of the devices' readings and states."""
+    watching = asyncio.ensure_future(fleet.watch(selection))
+    try:
+        return await work
+    finally:
+        await _end(watching)
+
+
+async def _end(watching: asyncio.Future[None]) -> None:
+    """Stop watching; an error that ended it before is the caller's."""
+    watching.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await watching
 
 
 async def watch(
@@ -39,10 +57,7 @@ async def watch(
         with _keys(on_key), contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(ended.wait(), seconds or None)
     finally:
-        watching.cancel()
-        # Its end, and its error if it has one, is ours.
-        with contextlib.suppress(asyncio.CancelledError):
-            await watching
+        await _end(watching)
 
 
 @contextlib.contextmanager
@@ -93,9 +108,7 @@ async def snapshot(fleet: Fleet, selection: Sequence[Device], deadline: float) -
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(complete.wait(), deadline)
     finally:
-        watching.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await watching
+        await _end(watching)
     return _rows(state)
 
 

@@ -130,9 +130,11 @@ def _progress(row: Row, look: Look, width: int) -> Text | str:
 
 
 def _model(row: Row, look: Look, width: int) -> Text | str:
-    if not row.release:
-        return row.model or look.unknown
-    return Text.assemble(row.model[: max(1, width - 9)], (f" {row.release[:8]}", "dim"))
+    # While there are figures, what they are of; it need not be the release.
+    model, bundle = (row.measured_model, row.measured) if row.measured else (row.model, row.release)
+    if not bundle:
+        return model or look.unknown
+    return Text.assemble(model[: max(1, width - 9)], (f" {bundle[:8]}", "dim"))
 
 
 def _percentile(share: float) -> Callable[[Row, Look, int], str]:

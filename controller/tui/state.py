@@ -86,8 +86,9 @@ class Row:
     release: str = ""
     model: str = ""
     task: Task | None = None
-    #: The bundle that is being measured; another one starts the figures anew.
+    #: The bundle and model that the figures are of; another one starts them anew.
     measured: str = ""
+    measured_model: str = ""
     latencies: Latencies = field(default_factory=Latencies)
     trend: deque[float] = field(default_factory=lambda: deque(maxlen=TREND_POINTS))
     readings: dict[str, float] = field(default_factory=dict)
@@ -95,6 +96,11 @@ class Row:
     @property
     def busy(self) -> bool:
         return self.state in BUSY or (self.task is not None and self.task.share < 1)
+
+    def forget_figures(self) -> None:
+        self.measured = self.measured_model = ""
+        self.latencies = Latencies()
+        self.trend.clear()
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +159,8 @@ class ViewState:
         before = (row.state, row.release)
         row.state = printable(event.state)
         if event.release:
+            if row.release and event.release != row.release:
+                row.forget_figures()
             row.release, row.model = printable(event.release), printable(event.model) or row.model
         if event.state not in BUSY:
             row.task = None
@@ -202,10 +210,9 @@ class ViewState:
 
     def _measured(self, event: SampleBatch) -> None:
         row = self._row(event.device)
-        if row.measured != event.bundle:
-            row.measured, row.latencies = event.bundle, Latencies()
-            row.trend.clear()
-        row.model = printable(event.model) or row.model
+        if row.measured != printable(event.bundle):
+            row.forget_figures()
+            row.measured, row.measured_model = printable(event.bundle), printable(event.model)
         if event.values:
             row.latencies.add(event.values)
             row.trend.append(median(event.values))
