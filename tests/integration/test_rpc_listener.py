@@ -197,7 +197,7 @@ def test_a_session_ends_after_the_time_its_client_asked_for(here: Board) -> None
     eventually(lambda: not here.sessions(), "the session is gone")
 
 
-@pytest.mark.parametrize("name", ["../escaped", "/tmp/fleet-escaped", "a/../../escaped", "", ".", "link/escaped"])
+@pytest.mark.parametrize("name", ["../escaped", "/tmp/fleet-escaped", "a/../../escaped", "..", "link/escaped"])
 def test_an_upload_cannot_leave_its_directory(here: Board, tmp_path: Path, name: str) -> None:
     remote = connect(here)
     (workdir,) = (here.root / "rpc").iterdir()
@@ -209,6 +209,13 @@ def test_an_upload_cannot_leave_its_directory(here: Board, tmp_path: Path, name:
             remote.get_function(f"tvm.rpc.server.{function}")(*arguments)
     assert set(tmp_path.rglob("*")) == before
     assert not Path("/tmp/fleet-escaped").exists()
+
+
+@pytest.mark.parametrize("name", ["", ".", "a/.."])
+def test_the_directory_itself_is_not_removed(here: Board, library: Path, name: str) -> None:
+    remote = connect(here)
+    remote.remove(name)
+    check_add_one(remote, library)
 
 
 def test_sessions_are_bounded_and_the_next_client_waits_its_turn(tmp_path: Path, library: Path) -> None:
