@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from ipaddress import ip_address
 from typing import Any
 
 import zmq
@@ -42,6 +44,7 @@ class ZmqLink:
 
     async def open(self) -> None:
         """Raises FleetError ``unreachable``, ``wrong-key``."""
+        await self._resolve()
         self._ready = asyncio.get_running_loop().create_future()
         socket = self._socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
         socket.linger = 0
@@ -49,7 +52,8 @@ class ZmqLink:
         socket.curve_publickey, socket.curve_secretkey = self._public, self._secret
         socket.maxmsgsize = MAX_MESSAGE + MAX_MANIFEST
         socket.reconnect_ivl = -1
-        socket.connect_timeout = socket.handshake_ivl = int(CONNECT_TIMEOUT * 1000)
+        # Longer than we wait: who accepts and then says nothing is to be told from who breaks off.
+        socket.connect_timeout = socket.handshake_ivl = int(CONNECT_TIMEOUT * 2000)
         socket.heartbeat_ivl = int(HEARTBEAT_INTERVAL * 1000)
         socket.heartbeat_timeout = int(SUSPECT_AFTER * 1000)
         socket.ipv6 = "[" in self.address
@@ -90,6 +94,17 @@ class ZmqLink:
             # What was said last, such as giving back a lease, still goes out.
             self._socket.close(linger=200)
             self._socket = self._monitor = None
+
+    async def _resolve(self) -> None:
+        """Look the name up first: ZeroMQ would try for ever, and not say what is wrong."""
+        host, _, port = self.address.removeprefix("tcp://").rpartition(":")
+        with contextlib.suppress(ValueError):
+            ip_address(host.strip("[]"))
+            return
+        try:
+            await asyncio.get_running_loop().getaddrinfo(host, int(port))
+        except (OSError, UnicodeError):
+            raise self._unreachable(f"the name {host} is not known") from None
 
     async def _unless_lost(self, start: Any) -> Any:
         """Wait for what ``start`` starts on the socket, or raise when the connection goes first."""
