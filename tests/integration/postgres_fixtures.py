@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pwd
 import shutil
 import signal
 import socket
 import subprocess
-import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
@@ -54,9 +54,12 @@ def server() -> Iterator[tuple[str, int]]:
 
 
 def _binaries() -> Path:
-    packaged = Path(sysconfig.get_paths()["purelib"]) / "pgserver" / "pginstall" / "bin"
+    package = importlib.util.find_spec("pgserver")
+    packaged = (
+        [Path(place) / "pginstall" / "bin" for place in (package.submodule_search_locations or ())] if package else []
+    )
     found = [
-        path for path in (packaged, *sorted(Path("/usr/lib/postgresql").glob("*/bin"))) if (path / "initdb").exists()
+        path for path in (*packaged, *sorted(Path("/usr/lib/postgresql").glob("*/bin"))) if (path / "initdb").exists()
     ]
     assert found, "no PostgreSQL: the dev extra installs the package pgserver"
     return found[0]
