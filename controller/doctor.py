@@ -53,7 +53,7 @@ async def machine(home: Home, inventory: Path | None = None) -> list[Check]:
         _python,
         lambda: _space(home),
         lambda: _keys(home),
-        lambda: _inventory(home, inventory),
+        lambda: check_inventory(home, inventory),
         _targets,
         _zig,
         _tvm,
@@ -109,7 +109,8 @@ def _keys(home: Home) -> Check:
     return Check(name="keys", verdict="ok", detail=detail)
 
 
-def _inventory(home: Home, given: Path | None) -> Check:
+def check_inventory(home: Home, given: Path | None) -> Check:
+    """Whether the inventory can be read, and has anything in it. ``given`` must exist if it is."""
     from controller import sim
 
     path = home.inventory(given)
