@@ -108,6 +108,22 @@ def fix_shapes(model: Any, batch: int, name: str = "the model") -> Any:
     return fixed
 
 
+def plain(model: Any) -> Any:
+    """The same graph with fewer kinds of things in it: local functions inlined, every constant a tensor."""
+    import numpy as np
+    import onnx
+
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    dtypes = {"value_int": np.int64, "value_ints": np.int64, "value_float": np.float32, "value_floats": np.float32}
+    for node in model.graph.node:
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].name in dtypes:
+            attribute = node.attribute[0]
+            value = np.asarray(onnx.helper.get_attribute_value(attribute), dtypes[attribute.name])
+            attribute.CopyFrom(onnx.helper.make_attribute("value", onnx.numpy_helper.from_array(value)))
+    return model
+
+
 def _spec(value: Any, kind: str) -> TensorSpec:
     import onnx
 

@@ -22,13 +22,10 @@ def to_relax(model: SourceModel, batch: int = 0) -> tuple[Any, tuple[TensorSpec,
     """
     module = _from_onnx(model, batch) if model.format == "onnx" else _from_pt2(model, batch)
     main = module["main"]
-    names = [spec.name for spec in model.inputs]
-    inputs = tuple(_spec(name, var.ty, "input") for name, var in zip(names, main.params, strict=True))
+    inputs = tuple(_typed(spec, var.ty, "input") for spec, var in zip(model.inputs, main.params, strict=True))
     result = main.ret_ty
     fields = list(result.fields) if hasattr(result, "fields") else [result]
-    outputs = tuple(
-        _spec(spec.name, ty, "output") for spec, ty in zip(model.outputs, fields, strict=True)
-    )  # fmt: skip
+    outputs = tuple(_typed(spec, ty, "output") for spec, ty in zip(model.outputs, fields, strict=True))
     return module, inputs, outputs
 
 
@@ -36,7 +33,8 @@ def _from_onnx(model: SourceModel, batch: int) -> Any:
     from tvm.relax.frontend.onnx import from_onnx
     from tvm.relax.frontend.onnx.onnx_frontend import _get_convert_map
 
-    graph = onnx_model.fix_shapes(onnx_model.read(Path(model.path)), batch, model.name)
+    read = onnx_model.read(Path(model.path))
+    graph = onnx_model.plain(onnx_model.fix_shapes(read, batch, model.name))
     known = _get_convert_map()
     for index, node in enumerate(graph.graph.node):
         if node.domain not in ("", "ai.onnx"):
@@ -109,13 +107,15 @@ def _fix_batch(relax: Any, module: Any, name: str, batch: int) -> Any:
     return module
 
 
-def _spec(name: str, ty: Any, kind: str) -> TensorSpec:
+def _typed(spec: TensorSpec, ty: Any, kind: str) -> TensorSpec:
+    """``spec`` with the shape and dtype that it has in the module."""
     shape = getattr(ty, "shape", None)
     if shape is None or any(not hasattr(size, "value") for size in shape):
         raise ModelError(
-            f"{kind} '{name}' has no fixed shape, even with a fixed batch", hint="export the model with fixed shapes"
+            f"{kind} '{spec.name}' has no fixed shape, even with a fixed batch",
+            hint="export the model with fixed shapes",
         )
-    return TensorSpec(name, tuple(int(size) for size in shape), str(ty.dtype))
+    return TensorSpec(spec.name, tuple(int(size) for size in shape), str(ty.dtype), spec.layout)
 
 
 def _unsupported(operator: str, where: str) -> ModelError:

@@ -322,6 +322,18 @@ def test_a_fixed_batch_cannot_be_changed(home: Home, tmp_path: Path) -> None:
     assert isinstance(error, ModelError) and "batch 1" in error.message and "Dim" in error.hint
 
 
+def test_a_batch_that_the_graph_fixes_is_named(home: Home, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Constant", [], ["shape"], value_ints=[1, 48]),
+        helper.make_node("Reshape", ["x", "shape"], ["y"], name="flat"),
+    ]
+    path = tmp_path / "net.onnx"
+    onnx.save(model(nodes, {"x": ["n", 3, 4, 4]}, {"y": ["n", 48]}), path)
+    assert good(one(path, home)).id
+    error = one(path, home, "x86", batch=4).error
+    assert isinstance(error, ModelError) and "Reshape" in error.message and "flat" in error.message
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
