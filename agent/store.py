@@ -12,6 +12,7 @@ each is as it was or as it should be. The store belongs to one process.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -234,6 +235,7 @@ class Store:
                 self._space.recount()
             else:
                 os.utime(final)
+                os.utime(final / "manifest.json")
                 return
         self._space.require(len(manifest_bytes), f"bundle {identity[:12]}")
         temporary = self._bundles / f"{TEMPORARY}{identity}"
@@ -285,28 +287,39 @@ class Store:
     def save_slots(self, slots: Mapping[str, SlotRecord]) -> None:
         """Replace what each slot runs, all at once; it survives a power cut once this returns."""
         with self._lock, disk_errors("which releases are active"):
-            before = measure(self._slots)
+            before = _in_slots(self.slots())
+            size = measure(self._slots)
             data = msgspec.json.encode(dict(slots), order="sorted")
             write_atomic(self._slots, data)
-            self._space.used += len(data) - before
+            self._space.used += len(data) - size
+            for identity in before - _in_slots(slots):
+                # Its time is over: `collect` need not wait.
+                with contextlib.suppress(FileNotFoundError):
+                    os.utime(self._bundles / identity, (0, 0))
 
     # --- Room -----------------------------------------------------------------------------------
 
     def collect(self, keep: set[str], *, grace: float = COLLECT_GRACE) -> int:
         """Remove bundles that are in no slot and not in ``keep``, blobs of no bundle, and parts of cut pushes.
 
-        Nothing that was pushed, staged or asked for in the last ``grace`` seconds goes. The number of bytes freed.
+        What was pushed, staged or asked for in the last ``grace`` seconds stays; what has left the slots does not.
+        The number of bytes freed.
         """
         with self._lock:
-            keep = keep | {name for slot in self.slots().values() for name in (slot.bundle, slot.previous)}
+            keep = keep | _in_slots(self.slots())
             before = time.time() - grace
             used = self._space.used
+            loose: set[str] = set()
             for identity in self.bundles():
-                if identity not in keep and _last_used(self._bundles / identity) <= before:
+                path = self._bundles / identity
+                if identity not in keep and _last_used(path) <= before:
+                    staged = _last_used(path / "manifest.json")
+                    # Its blobs go with it, but for those that a push has asked for since.
+                    loose.update(name for name in _blobs_of(path) if _last_used(self.blobs.path(name)) <= staged)
                     self._remove_bundle(identity)
             needed = {name for identity in self.bundles() for name in _blobs_of(self._bundles / identity)}
             for sha256 in list(self.blobs):
-                if sha256 not in needed and _last_used(self.blobs.path(sha256)) <= before:
+                if sha256 not in needed and (sha256 in loose or _last_used(self.blobs.path(sha256)) <= before):
                     self._space.used -= self.blobs.size(sha256) or 0
                     self.blobs.remove(sha256)
                     self._sound.discard(sha256)
@@ -349,8 +362,16 @@ def _decompress(payload: bytes | memoryview, length: int) -> bytes:
         raise BundleError(f"a compressed piece cannot be read: {error}", code="bad-chunk") from None
 
 
+def _in_slots(slots: Mapping[str, SlotRecord]) -> set[str]:
+    return {name for slot in slots.values() for name in (slot.bundle, slot.previous) if name}
+
+
 def _last_used(path: Path) -> float:
-    return path.stat().st_mtime
+    """Unix time; that of something that is no more is long past."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _blobs_of(root: Path) -> set[str]:

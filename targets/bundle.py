@@ -127,7 +127,11 @@ ITEM_SIZES = {
 }  # fmt: skip
 _MAX_PATH = 1024
 _MAX_NAME = 255
+_MAX_DEPTH = 16
 _MAX_TEXT = 4096
+#: What NumPy had for long; and no picture is larger before it meets a network.
+_MAX_RANK = 32
+_MAX_PICTURE = 16_384
 #: Names that some file systems keep for devices, with any extension.
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 _FORBIDDEN = frozenset('\\:*?"<>|')
@@ -138,7 +142,7 @@ def nbytes(tensor: TensorSpec) -> int:
     size = ITEM_SIZES.get(tensor.dtype)
     if size is None:
         raise BundleError(f"tensor '{tensor.name[:80]}' has the unknown dtype '{tensor.dtype[:80]}'")
-    if any(extent < 1 for extent in tensor.shape):
+    if len(tensor.shape) > _MAX_RANK or any(extent < 1 for extent in tensor.shape):
         raise BundleError(f"tensor '{tensor.name[:80]}' has the impossible shape {tensor.shape}")
     return math.prod(tensor.shape, start=size)
 
@@ -150,7 +154,10 @@ def check_path(path: str) -> str:
         raise BundleError(f"the path {shown!r} has characters that not every file system keeps", code="bad-path")
     if not path or len(path.encode()) > _MAX_PATH:
         raise BundleError(f"'{shown}' is not a path of 1 to {_MAX_PATH} bytes", code="bad-path")
-    for name in path.split("/"):
+    names = path.split("/")
+    if len(names) > _MAX_DEPTH:
+        raise BundleError(f"the path '{shown}' has more than {_MAX_DEPTH} levels", code="bad-path")
+    for name in names:
         if name in ("", ".", ".."):
             raise BundleError(f"the path '{shown}' is not relative or leaves the bundle", code="bad-path")
         if len(name.encode()) > _MAX_NAME or name.endswith((".", " ")) or name.startswith(" "):
@@ -163,6 +170,9 @@ def check_path(path: str) -> str:
 def check(manifest: Manifest) -> None:
     """Enforce the rules of the format on a decoded manifest. Raises :class:`BundleError` that names one broken."""
     _check_texts(manifest)
+    preprocess = manifest.model.preprocess
+    if preprocess and (not all(1 <= side <= _MAX_PICTURE for side in preprocess.size) or 0.0 in preprocess.std):
+        raise BundleError("the preprocessing has an impossible size or divides by zero")
     files = _check_files(manifest.files)
     for tensor in (*manifest.inputs, *manifest.outputs):
         nbytes(tensor)
@@ -195,6 +205,14 @@ def _check_texts(manifest: Manifest) -> None:
         *manifest.options,
         *(value for value in manifest.options.values() if isinstance(value, str)),
         *(tensor.name for tensor in (*manifest.inputs, *manifest.outputs)),
+        *(entry.tensor.name for entry in manifest.files if entry.tensor is not None),
+        *manifest.requirements.runtime,
+        *manifest.requirements.runtime.values(),
+        *manifest.requirements.cpu_features,
+        manifest.requirements.agent,
+        manifest.requirements.machine,
+        manifest.requirements.accelerator,
+        manifest.requirements.bitstream,
         manifest.golden.reference,
     ):
         if len(text) > _MAX_TEXT or not text.isprintable():

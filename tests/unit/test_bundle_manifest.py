@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from made_bundles import FLOATS, make_bundle
 
 from targets import defaults
-from targets.base import BundleError, Option, Requirements, TensorSpec
+from targets.base import BundleError, Option, Preprocess, Requirements, TensorSpec
 from targets.bundle import (
     ITEM_SIZES,
     FileEntry,
@@ -199,7 +199,8 @@ def test_a_path_that_is_let_through_stays_inside(path: str) -> None:
 @pytest.mark.parametrize(
     "path",
     ["", "/etc/passwd", "../a", "a/../b", "a//b", "a/", "./a", "a\\b", "C:a", "a\0b", "a\nb", "nul", "lib/COM1.so",
-     "a.", "a ", " a", "x" * 256, "/".join(["abcdefgh"] * 200), "e\u0301", "\u202egpj.exe", "\udc80"],
+     "a.", "a ", " a", "x" * 256, "/".join(["x" * 200] * 6), "/".join("abcdefghijklmnopq"), "e\u0301",
+     "\u202egpj.exe", "\udc80"],
 )  # fmt: skip
 def test_bad_paths(path: str) -> None:
     with pytest.raises(BundleError) as caught:
@@ -268,6 +269,11 @@ MODEL = make_bundle()[0].model
         ({"model": msgspec.structs.replace(MODEL, name="a\nb")}, "model name"),
         ({"model": msgspec.structs.replace(MODEL, source_sha256="x")}, "SHA-256"),
         ({"model": msgspec.structs.replace(MODEL, labels=("\x1b]0;",))}, "not printable"),
+        ({"model": msgspec.structs.replace(MODEL, preprocess=Preprocess(size=(0, 8)))}, "impossible size"),
+        ({"model": msgspec.structs.replace(MODEL, preprocess=Preprocess(size=(8, 10**6)))}, "impossible size"),
+        ({"model": msgspec.structs.replace(MODEL, preprocess=Preprocess(size=(8, 8), std=(1.0, 0.0)))}, "by zero"),
+        ({"inputs": (TensorSpec("data", (1,) * 40, "float32"),)}, "impossible shape"),
+        ({"requirements": Requirements(machine="\x1b")}, "not printable"),
         ({"target": "x" * 5000}, "too long"),
         ({"options": {"cpu": "\x07"}}, "not printable"),
     ],

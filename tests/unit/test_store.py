@@ -423,6 +423,24 @@ def test_what_was_asked_for_lately_is_not_garbage(store: Store) -> None:
     refused("no-such-bundle", store.bundle, identity)
 
 
+def test_what_has_left_the_slots_is_garbage_at_once(store: Store) -> None:
+    ids = []
+    for seed in (0, 100, 200, 300):
+        ids.append(stage(store, seed))
+        previous = ids[-2] if len(ids) > 1 else ""
+        store.save_slots({"default": SlotRecord(bundle=ids[-1], previous=previous)})
+    staged = stage(store, 400)
+    # A push of the second one has just begun: what it was told is here must not go.
+    again = make_bundle(100)[0].files[0]
+    assert store.missing([BlobRef(sha256=again.sha256, size=again.size)]) == []
+    assert store.collect(set()) > 5000
+    assert set(store.bundles()) == {ids[2], ids[3], staged}
+    assert set(store.blobs) == {again.sha256} | {d for seed in (200, 300, 400) for d in make_bundle(seed)[1]}
+    assert store.usage()[0] == measure(store.root)
+    assert stage(store, 100) == ids[1]
+    assert store.collect(set()) == 0
+
+
 def test_blobs_of_a_damaged_bundle_that_is_kept_stay(store: Store) -> None:
     identity = stage(store)
     store.save_slots({"default": SlotRecord(bundle=identity)})
