@@ -114,6 +114,8 @@ def plain(model: Any) -> Any:
     import onnx
 
     if model.functions:
+        import onnx.inliner
+
         model = onnx.inliner.inline_local_functions(model)
     dtypes = {"value_int": np.int64, "value_ints": np.int64, "value_float": np.float32, "value_floats": np.float32}
     for node in model.graph.node:
@@ -176,7 +178,8 @@ def _check(model: Any, path: Path) -> None:
 
     try:
         onnx.checker.check_model(model)
-    except onnx.checker.ValidationError as error:
+    except (onnx.checker.ValidationError, ValueError) as error:
+        # A ValueError is about text that is not text, which the checker's own message stumbles over.
         raise ModelError(f"{path} is not a valid ONNX model: {_first_line(error)}") from None
 
 
