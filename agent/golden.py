@@ -29,11 +29,11 @@ def compare(
             return float("inf"), f"{name} has shape {output.shape} instead of {reference.shape}"
         # float64 holds every element type that networks use, without overflow in the difference.
         a, b = output.astype(np.float64), reference.astype(np.float64)
-        # Equal infinities are equal; their difference is not a number.
         with np.errstate(invalid="ignore"):
+            # Equal infinities are equal; their difference is not a number, and their bound would be infinite.
             difference = np.where(a == b, 0.0, np.abs(a - b))
             bound = atol + rtol * np.abs(b)
-            wrong = ~(difference <= bound)
+            wrong = (a != b) & ~(np.isfinite(b) & (difference <= bound))
         # A difference that is not a number is the worst of all.
         ranked = np.where(np.isnan(difference), np.inf, difference)
         worst = max(worst, float(ranked.max(initial=0.0)))

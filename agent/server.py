@@ -91,6 +91,8 @@ class Server:
         """Raises :class:`FleetError` when it cannot listen."""
         await self.router.start(self._config.listen)
         self._book.follow(self._follow)
+        # What an agent before this one left half done.
+        self._spawn(self._collect(), "collect")
 
     async def stop(self) -> None:
         """Stop all runs, end all workers, close the socket."""
@@ -165,6 +167,10 @@ class Server:
             raise FleetError("this key is no longer authorized", code="wrong-key")
         if origin.session not in self._sessions and len(self._sessions) >= MAX_SESSIONS:
             raise FleetError(f"{MAX_SESSIONS} sessions are open already", code="too-many-sessions")
+        known = self._sessions.get(origin.session)
+        if known is not None and known.key != key:
+            # ZeroMQ gives an identity to another connection only after the one before has gone.
+            self._handle(e.Closed(origin.session))
         self._sessions.setdefault(origin.session, _Session(key, request.client[:_MAX_NAME]))
         self._handle(e.Opened(origin.session))
         welcome = p.Welcome(
@@ -303,7 +309,11 @@ class Server:
         except (FleetError, OSError) as error:
             return self._handle(e.CheckFailed(run, f"saving the release: {error}"))
         self._handle(e.SlotsSaved(run, slots))
-        await self._service.collect()
+        await self._collect()
+
+    async def _collect(self) -> None:
+        if freed := await self._service.collect():
+            log.info("%d bytes that nobody needed were removed from the store", freed)
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = self._loop.create_task(work, name=name)

@@ -55,7 +55,9 @@ class Worker:
         self._config = config
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self._killed = ""
-        self._output = asyncio.get_running_loop().create_task(self._log_output(), name=f"output of {name}")
+        loop = asyncio.get_running_loop()
+        self._output = loop.create_task(self._log_output(), name=f"output of {name}")
+        self._ended = loop.create_task(self._reap(), name=f"end of {name}")
 
     @classmethod
     async def start(cls, name: str, config: Config) -> Worker:
@@ -85,7 +87,13 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        return self._process.returncode is None and not self._killed
+        if self._killed or self._ended.done():
+            return False
+        try:
+            # The loop learns of a death a moment after the kernel does; this only looks, and leaves the status there.
+            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        except ChildProcessError:
+            return False
 
     async def load(self, bundle: StoredBundle, threads: int) -> str:
         """Load a bundle. Returns why this device cannot run it, empty when it was loaded."""
@@ -164,7 +172,7 @@ class Worker:
     async def _death(self) -> WorkerError:
         """What to say of a worker whose end of the pipe closed."""
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._process.wait(), 5)
+            await asyncio.wait_for(asyncio.shield(self._ended), 5)
         self.kill("it closed its pipe")
         await self.wait()
         code = self._process.returncode or 0
@@ -176,16 +184,25 @@ class Worker:
         if not self._killed:
             self._killed = why
             log.info("worker %s (%d) ends: %s", self.name, self.pid, why)
-        # The group outlives its leader for as long as anything is in it, so this is never somebody else's number
-        # before the leader was waited for; afterwards only a group that still has members is reached.
+        if not self._ended.done():
+            self._kill_group()
+
+    def _kill_group(self) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
 
+    async def _reap(self) -> None:
+        """When the process has ended, by itself or not, end what it started; later its number may be another's."""
+        await self._process.wait()
+        self._kill_group()
+        if not self._killed:
+            log.warning("worker %s (%d) ended with status %s", self.name, self.pid, self._process.returncode)
+
     async def wait(self) -> None:
         """Until the process has ended and its output was logged."""
-        await self._process.wait()
-        with contextlib.suppress(asyncio.TimeoutError, asyncio.CancelledError):
-            await asyncio.wait_for(self._output, 1)
+        await asyncio.shield(self._ended)
+        await asyncio.wait({self._output}, timeout=1)
+        self._output.cancel()
         if self._streams is not None:
             self._streams[1].close()
         else:

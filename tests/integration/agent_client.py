@@ -17,12 +17,14 @@ from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
+import psutil
 import zmq
 
 from agent import protocol as p
 from agent.config import AgentInfo, Home, read_info
 from targets.base import FleetError, Requirements, TensorSpec
 from targets.bundle import FileEntry, Golden, Manifest, ModelInfo, bundle_id, canonical
+from targets.defaults import CHUNK_WINDOW
 from targets.keys import Signature
 
 NUMPY_TARGET = Path(__file__).parent / "numpy_target"
@@ -37,6 +39,14 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = 20.0) -> 
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
         time.sleep(0.01)
     return value
+
+
+def is_dead(pid: int) -> bool:
+    """Whether a process has ended, waited for or not."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 class Refused(Exception):
@@ -217,6 +227,8 @@ class Client:
                 )
                 numbers.append(self.send(put, piece))
                 sent += len(piece)
+                if len(numbers) >= CHUNK_WINDOW:
+                    self.reply(numbers.pop(0))
             for number in numbers:
                 self.reply(number)
         stage = p.StageBundle(token=self.lease)
@@ -322,8 +334,6 @@ class Agent:
 
     def workers(self) -> list[int]:
         """Process ids of its worker processes."""
-        import psutil
-
         assert self.process is not None
         try:
             children = psutil.Process(self.process.pid).children(recursive=True)

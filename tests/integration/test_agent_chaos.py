@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
-from agent_client import Agent, Bundle, make_bundle, results_of, running_agent, wait_for
+from agent_client import Agent, Bundle, is_dead, make_bundle, results_of, running_agent, wait_for
 
 from agent import protocol as p
 from agent.store import Store
@@ -37,7 +36,7 @@ def check(agent: Agent, *allowed: Bundle) -> None:
 
 
 def gone(pids: list[int]) -> None:
-    wait_for(lambda: not any(psutil.pid_exists(pid) for pid in pids), "no worker outlives its agent")
+    wait_for(lambda: all(map(is_dead, pids)), "no worker outlives its agent")
 
 
 @pytest.mark.parametrize("seed", range(4))

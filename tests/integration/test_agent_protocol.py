@@ -178,6 +178,15 @@ def test_a_lease_excludes_others_until_it_is_given_back(agent: Agent) -> None:
             first.ask(p.RenewLease(token=first.lease), p.Lease)
 
 
+def test_waiting_for_a_lease_ends_when_its_time_is_up(agent: Agent) -> None:
+    with agent.session() as first, agent.session() as second:
+        first.acquire("ann")
+        begin = time.monotonic()
+        with pytest.raises(Refused) as refused:
+            second.acquire("bob", wait=0.5)
+        assert refused.value.code == "leased" and 0.4 < time.monotonic() - begin < 10
+
+
 def test_a_lease_outlives_its_session(agent: Agent) -> None:
     with agent.session() as first:
         token = first.acquire("ann")
@@ -233,11 +242,9 @@ def test_a_reader_that_does_not_read_delays_nobody_and_is_given_up_in_the_end(ag
             busy.ask(p.Ping(), p.Done)
             assert time.monotonic() - begin < 5
 
-        def dropped() -> float:
+        for _ in range(3):
             ask_for_more()
-            return busy.status().telemetry["dropped_events"]
-
-        wait_for(dropped, "telemetry that it does not read is dropped")
+        wait_for(lambda: busy.status().telemetry["dropped_events"], "telemetry that it does not read is dropped")
         wait_for(lambda: ask_for_more() or "it is closed" in agent.log, "it is given up", 60)
         assert process.memory_info().rss - before < 300 << 20
         assert busy.infer(np.zeros((2, 8), "float32")).shape == (2, 4)
@@ -295,6 +302,12 @@ def test_an_agent_ends_in_good_order_and_its_file_says_how_to_reach_it(agent: Ag
     assert agent.home.info.stat().st_mode & 0o077 == 0
     assert agent.stop() == 0
     assert not agent.home.info.exists()
+
+
+def test_the_port_of_the_tvm_rpc_listener_is_told(tmp_path: Path) -> None:
+    with running_agent(tmp_path, "--rpc-port", "0") as agent, agent.client() as client:
+        assert agent.info.rpc_port > 0 and client.hello().rpc_port == agent.info.rpc_port
+        assert agent.stop() == 0
 
 
 def test_two_agents_never_share_a_home(agent: Agent) -> None:

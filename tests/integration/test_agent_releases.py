@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from agent_client import Agent, Client, Refused, make_bundle, running_agent, wait_for
+from agent_client import Agent, Client, Refused, is_dead, make_bundle, running_agent, wait_for
 
 from agent import protocol as p
 from targets.base import Requirements, TensorSpec
@@ -215,6 +215,7 @@ def test_a_worker_that_dies_between_two_uses_is_replaced(agent: Agent) -> None:
         client.deploy(bundle)
         (worker,) = agent.workers()
         psutil.Process(worker).kill()
+        wait_for(lambda: is_dead(worker), "it is dead")
         np.testing.assert_allclose(client.infer(X), X @ bundle.weight, rtol=1e-5)
 
 
