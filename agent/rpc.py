@@ -138,6 +138,12 @@ class RpcListener:
         self._background.append(asyncio.create_task(self._watch()))
         if self._tracker is not None:
             wildcard_or_loopback = _is_loopback(self.host) or self.host in ("", "0.0.0.0", "::")
+            if _is_loopback(self.host) and not _is_loopback(self._tracker[0]):
+                log.warning(
+                    "the tracker at %s will send clients here, but TVM RPC listens on %s, which they cannot reach",
+                    self._tracker[0],
+                    self.host,
+                )
             self._registration = Registration(
                 self._tracker,
                 key=self.key,

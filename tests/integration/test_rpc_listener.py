@@ -21,6 +21,7 @@ import pytest
 from rpc_fixtures import KEY, Board, add_one_library, board, eventually, link
 
 import agent.rpc
+import agent.rpc_process
 from targets.tvm_rpc import MAGIC, MISMATCH
 
 
@@ -195,6 +196,15 @@ def test_a_session_ends_after_the_time_its_client_asked_for(here: Board) -> None
         remote.get_function("fleet.receive")(60.0)
     assert 0.5 < time.monotonic() - started < 10
     eventually(lambda: not here.sessions(), "the session is gone")
+
+
+def test_a_forgotten_session_is_ended(here: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent.rpc_process, "IDLE_CHECK_INTERVAL", 0.2)
+    monkeypatch.setattr(agent.rpc_process, "RPC_SESSION_DEADLINE", 1.0)
+    remote = connect(here)
+    eventually(lambda: not here.sessions(), "the session that nobody uses is gone")
+    with pytest.raises(Exception, match="nothing happened in it"):
+        remote.listdir(".")
 
 
 @pytest.mark.parametrize("name", ["../escaped", "/tmp/fleet-escaped", "a/../../escaped", "..", "link/escaped"])
