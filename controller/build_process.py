@@ -172,6 +172,12 @@ def main() -> None:
 
         traceback.print_exc()
         say(Failed(error.message, error.hint, error.code, type(error).__name__))
+    except Exception as error:
+        import traceback
+
+        # Anything else is a fault of ours or of a library; the parent gets its words, the log its traceback.
+        traceback.print_exc()
+        say(Failed(f"the build failed: {type(error).__name__}: {error}"[:600], "", "build-failed", "FleetError"))
     sys.stdout.flush()
     # Without the interpreter's tidy end: compilers' destructors have crashed on it, after all was done.
     os._exit(0)
