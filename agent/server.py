@@ -6,6 +6,8 @@ Everything runs in one event loop that never waits for a disk or a model: those 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import logging
 import secrets
 import time
@@ -301,6 +303,8 @@ class Server:
         except Exception:
             event = e.RunBroken(run, _internal(f"a {run.kind}"))
         self._handle(event)
+        # A moment later, when its results were sent and nothing holds them any more.
+        self._loop.call_later(1.0, trim_memory)
 
     async def _save(self, effect: e.SaveSlots) -> None:
         run, slots = effect.run, dict(effect.slots)
@@ -362,6 +366,12 @@ class Server:
                 await asyncio.sleep(TELEMETRY_INTERVAL)
         finally:
             self._telling = None
+
+
+def trim_memory() -> None:
+    """Give what a large run took back to the system, where the C library can (glibc): a small board needs it."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class _Numbered(msgspec.Struct):
