@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from controller import golden
-from targets.base import Preprocess, TensorSpec
+from targets.base import ModelError, Preprocess, SourceModel, TensorSpec
 
 PICTURES = Preprocess(size=(24, 32), mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
 
@@ -42,3 +47,49 @@ def test_integers_can_index_any_table_and_bytes_take_their_range() -> None:
 def test_types_that_numpy_lacks() -> None:
     values = golden.sample(TensorSpec("x", (8,), "bfloat16"), 0, None)
     assert values.dtype.name == "bfloat16" and values.nbytes == 16
+
+
+def test_the_light_installs_reference_agrees_with_onnx_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without ONNX Runtime the reference outputs come from ONNX's own evaluator, and the manifest says so."""
+    noise = np.random.default_rng(0)
+    weight = numpy_helper.from_array(noise.standard_normal((8, 3, 3, 3)).astype(np.float32), "w")
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1]), helper.make_node("Relu", ["c"], ["y"])],
+        "test",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 8, 8, 8])],
+        [weight],
+    )
+    path = tmp_path / "net.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
+    inputs, outputs = (TensorSpec("x", (2, 3, 8, 8), "float32"),), (TensorSpec("y", (2, 8, 8, 8), "float32"),)
+    source = SourceModel("net", "onnx", str(path), "0" * 64, "file:net.onnx", inputs, outputs)
+
+    def made(folder: str) -> tuple[golden.GoldenData, list[np.ndarray]]:
+        data = golden.make(source, inputs, outputs, tmp_path / folder)
+        files = {file.name: file.path for file in data.files}
+        return data, [np.fromfile(files[name], np.float32) for (name,) in data.outputs]
+
+    full, expected = made("full")
+    present = golden._version
+    monkeypatch.setattr(golden, "_version", lambda name: "" if name == "onnxruntime" else present(name))
+    light, found = made("light")
+    assert full.reference.startswith("onnxruntime ") and light.reference.startswith("onnx.reference ")
+    assert len(found) == golden.SETS and light.inputs == full.inputs
+    for a, b in zip(found, expected, strict=True):
+        assert a.size == 2 * 8 * 8 * 8 and np.allclose(a, b, atol=1e-5)
+
+
+def test_outputs_that_prove_nothing_are_refused(tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Log", ["x"], ["y"])],
+        "test",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4])],
+    )
+    path = tmp_path / "log.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
+    spec = (TensorSpec("x", (1, 4), "float32"),)
+    source = SourceModel("log", "onnx", str(path), "0" * 64, "file:log.onnx", spec, spec)
+    with pytest.raises(ModelError, match="not finite"):
+        golden.make(source, spec, spec, tmp_path)
