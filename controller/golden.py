@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from targets.base import BuiltFile, ModelError, Preprocess, SourceModel, TensorSpec
 
@@ -16,8 +13,12 @@ from targets.base import BuiltFile, ModelError, Preprocess, SourceModel, TensorS
 RECIPE = 1
 SETS = 2
 
-Array = npt.NDArray[Any]
-Run = Callable[[Sequence[Array]], list[Array]]
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Array = npt.NDArray[Any]
+    Run = Callable[[Sequence[Array]], list[Array]]
 
 
 class GoldenData(NamedTuple):
@@ -43,6 +44,8 @@ def make(model: SourceModel, inputs: Sequence[TensorSpec], outputs: Sequence[Ten
     Raises:
         ModelError: the source framework cannot run the model, or does not give what was promised.
     """
+    import numpy as np
+
     run = (_torch if model.format == "pt2" else _onnx)(model, inputs[0].shape[0] if inputs and inputs[0].shape else 0)
     files: list[BuiltFile] = []
     names: dict[str, list[tuple[str, ...]]] = {"input": [], "output": []}
@@ -79,6 +82,8 @@ def sample(spec: TensorSpec, index: int, preprocess: Preprocess | None) -> Array
 
     Integers are 0 or 1 (they may index a table of unknown length), bytes take their whole range.
     """
+    import numpy as np
+
     noise = np.random.default_rng([RECIPE, index, *spec.name.encode()])
     dtype = numpy_dtype(spec.dtype)
     if spec.dtype == "uint8":
@@ -93,6 +98,8 @@ def sample(spec: TensorSpec, index: int, preprocess: Preprocess | None) -> Array
 
 def _picture(noise: np.random.Generator, shape: tuple[int, ...], preprocess: Preprocess, smooth: bool) -> Array:
     """Pictures as the model is given them: noise, or soft blots of colour, then normalised."""
+    import numpy as np
+
     channels_last = preprocess.layout == "NHWC"
     batch, height, width, channels = shape if channels_last else (shape[0], shape[2], shape[3], shape[1])
     if smooth:
@@ -113,6 +120,8 @@ def _picture(noise: np.random.Generator, shape: tuple[int, ...], preprocess: Pre
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
     """The dtype of that name; those that NumPy lacks come from ml_dtypes."""
+    import numpy as np
+
     try:
         return np.dtype(name)
     except TypeError:
@@ -123,6 +132,8 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 
 
 def _check(results: Sequence[Array], outputs: Sequence[TensorSpec], model: SourceModel) -> None:
+    import numpy as np
+
     if len(results) != len(outputs):
         raise ModelError(f"{model.name} gives {len(results)} outputs, its file says {len(outputs)}")
     for result, spec in zip(results, outputs, strict=True):
@@ -143,6 +154,8 @@ ONNXRUNTIME_IR = 10
 
 
 def _torch(model: SourceModel, _batch: int) -> Run:
+    import numpy as np
+
     from targets import pt2_model
 
     module = pt2_model.read(Path(model.path)).load().module()
@@ -161,6 +174,8 @@ def _torch(model: SourceModel, _batch: int) -> Run:
 
 
 def _onnx(model: SourceModel, batch: int) -> Run:
+    import numpy as np
+
     from targets import onnx_model
 
     read = onnx_model.read(Path(model.path))
