@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from controller.zoo import shapes
 from controller.zoo.shapes import CLASSES, Floats
+from targets.base import FleetError
 
 Picture = npt.NDArray[np.uint8]
 
@@ -217,8 +218,9 @@ def coco_annotations(drawn: Sequence[Scene], names: Sequence[str]) -> dict[str, 
 def _save(pixels: Picture, path: Path) -> None:
     from PIL import Image
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
+    from controller import pictures
+
+    pictures.save(Image.fromarray(pixels), path)
 
 
 def _dataset(kind: str, seed: int, count: int, folder: Path) -> None:
@@ -235,6 +237,17 @@ def _dataset(kind: str, seed: int, count: int, folder: Path) -> None:
     (folder / "annotations.json").write_text(json.dumps(coco_annotations(drawn, names)), encoding="utf-8")
 
 
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise ValueError
+        return value
+
+    number.__name__ = f"number of at least {least}"
+    return number
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m controller.zoo.draw", description="Draw pictures of shapes.")
     what = parser.add_subparsers(dest="what", required=True)
@@ -244,19 +257,27 @@ def main(argv: Sequence[str] | None = None) -> None:
         ("dataset", "a folder of pictures or scenes with their labels"),
     ):
         command = what.add_parser(name, help=text)
-        command.add_argument("--seed", type=int, default=0)
+        command.add_argument("--seed", type=_at_least(0), default=0)
         command.add_argument("-o", "--output", type=Path, required=True)
         if name == "dataset":
             command.add_argument("--kind", choices=("picture", "scene"), default="picture")
-            command.add_argument("--count", type=int, default=100)
+            command.add_argument("--count", type=_at_least(1), default=100)
         else:
-            command.add_argument("--index", type=int, default=0)
-            command.add_argument("--size", type=int, default=PICTURE_SIZE if name == "picture" else SCENE_SIZE)
+            command.add_argument("--index", type=_at_least(0), default=0)
+            size = PICTURE_SIZE if name == "picture" else SCENE_SIZE
+            command.add_argument("--size", type=_at_least(32), default=size)
         if name == "picture":
             command.add_argument("--shape", choices=CLASSES)
         if name == "scene":
-            command.add_argument("--count", type=int, help="number of shapes")
+            command.add_argument("--count", type=_at_least(1), help="number of shapes")
     chosen = parser.parse_args(argv)
+    try:
+        _draw(chosen)
+    except FleetError as error:
+        parser.exit(1, f"{error}\n")
+
+
+def _draw(chosen: argparse.Namespace) -> None:
     if chosen.what == "picture":
         label = CLASSES.index(chosen.shape) if chosen.shape else None
         _save(picture(chosen.seed, chosen.index, size=chosen.size, label=label)[0], chosen.output)

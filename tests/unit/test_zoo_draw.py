@@ -103,3 +103,22 @@ def test_command_line(tmp_path: Path) -> None:
     draw.main(["dataset", "--kind", "scene", "--count", "2", "-o", str(tmp_path / "scenes")])
     document = json.loads((tmp_path / "scenes" / "annotations.json").read_text())
     assert all((tmp_path / "scenes" / image["file_name"]).is_file() for image in document["images"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["picture", "--seed", "-1"], 2, "at least 0"),
+        (["picture", "--size", "8"], 2, "at least 32"),
+        (["picture", "--shape", "blob"], 2, "circle"),
+        (["scene", "--count", "0"], 2, "at least 1"),
+        (["picture"], 1, "suffix"),
+    ],
+)
+def test_command_line_says_what_is_wrong(
+    arguments: list[str], status: int, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        draw.main([*arguments, "-o", str(tmp_path / "out.what")])
+    assert caught.value.code == status
+    assert words in capsys.readouterr().err
