@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 from controller.reports import Box, TopLabel
 from targets.base import FleetError, Postprocess, Preprocess
@@ -294,8 +294,10 @@ def _label(
     x = max(0, min(corner[0], size[0] - wide))
     # Above the box where there is room, else inside it.
     y = corner[1] - high if corner[1] >= high else max(0, min(corner[1], size[1] - high))
-    pen.rectangle((x, y, x + wide, y + high), fill="black")
-    pen.text((x + 2 - left, y + 2 - top), text, fill=colour, font=font)
+    red, green, blue = ImageColor.getrgb(colour)[:3]
+    ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 128 else "white"
+    pen.rectangle((x, y, x + wide, y + high), fill=colour, outline="black")
+    pen.text((x + 2 - left, y + 2 - top), text, fill=ink, font=font)
 
 
 def save(image: Image.Image, path: Path | str) -> None:
