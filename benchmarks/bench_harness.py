@@ -40,7 +40,7 @@ from controller.results import Results
 from targets.statistics import centre_interval
 
 #: Layers of the measured model, so that a query takes about a millisecond on two cores of a desktop processor.
-LAYERS = 8
+LAYERS = 14
 FAULTS = {"plain": "slow:1", "slower": "slow:1.05"}
 
 
