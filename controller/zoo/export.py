@@ -17,6 +17,10 @@ from targets.files import disk_errors, hash_file, make_directory, write_atomic
 if TYPE_CHECKING:
     from controller.home import Home
 
+MAX_BATCH = 1024
+#: Version of how networks are exported; changes whenever a file made before would differ.
+EXPORT = "open-batch"
+
 
 def require_torch() -> None:
     """Raises :class:`FleetError` with code ``torch-missing`` when torch cannot be imported."""
@@ -50,7 +54,7 @@ def pt2_source(
     import torch
 
     made = f"random:{chosen.seed}" if chosen.kind == "random" else hash_file(chosen.path)
-    key = hashlib.sha256("\n".join((name, definition, torch.__version__, made)).encode()).hexdigest()
+    key = hashlib.sha256("\n".join((name, definition, EXPORT, torch.__version__, made)).encode()).hexdigest()
     folder = home.cache / "zoo"
     path = folder / f"{name}-{key[:16]}.pt2"
     if not path.exists():
@@ -63,7 +67,11 @@ def pt2_source(
         buffer = io.BytesIO()
         height, width = preprocess.size
         with torch.no_grad():
-            program = torch.export.export(network, (torch.zeros(1, len(preprocess.mean), height, width),))
+            # The batch stays open, so that one export serves every batch size that a build asks for.
+            batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
+            program = torch.export.export(
+                network, (torch.zeros(2, len(preprocess.mean), height, width),), dynamic_shapes=({0: batch},)
+            )
         # Into memory: with a path, torch would put its name into the file, and its digest would change with it.
         torch.export.save(program, buffer)
         with disk_errors(path.name):
