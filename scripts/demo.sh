@@ -17,7 +17,7 @@ step fleet bench --all
 python -m controller.zoo.draw picture --shape star --seed 7 -o "$FLEET_HOME/star.png"
 step fleet run shapes-classifier "$FLEET_HOME/star.png" --device sim-1
 step fleet deploy shapes-ssd --device sim-2
-python -m controller.zoo.draw scene --seed 7 -o "$FLEET_HOME/scene.png"
+python -m controller.zoo.draw scene --seed 1 --count 4 -o "$FLEET_HOME/scene.png"
 step fleet run shapes-ssd "$FLEET_HOME/scene.png" --device sim-2 -o "$FLEET_HOME/scene-boxes.png"
 fleet results export --format csv -o "$FLEET_HOME/results.csv" --force
 printf '\nResults: %s (database), %s (table), %s (picture with boxes)\n' \
