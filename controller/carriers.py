@@ -33,6 +33,8 @@ async def connect(
             if error.code not in _NEXT:
                 raise
             failures.append(error)
+    if device.folder:
+        raise _not_running(device)
     if len(failures) == 1:
         raise failures[0]
     raise FleetError("; ".join(error.message for error in failures), code="unreachable", hint=failures[0].hint)
@@ -51,9 +53,15 @@ def current(device: Device) -> Device:
             rpc=f"127.0.0.1:{int(info['rpc_port'])}" if info["rpc_port"] else "",
         )
     except (OSError, ValueError, KeyError, TypeError):
-        raise FleetError(
-            f"the simulated board '{device.name}' is not running", code="unreachable", hint="start it: `fleet sim up`"
-        ) from None
+        raise _not_running(device) from None
+
+
+def _not_running(device: Device) -> FleetError:
+    return FleetError(
+        f"the simulated board '{device.name}' does not answer",
+        code="unreachable",
+        hint="`fleet sim up` starts it again with its store",
+    )
 
 
 def _ways(device: Device, keys: Keys) -> Iterator[tuple[str, Callable[[], Link]]]:

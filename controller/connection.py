@@ -17,10 +17,12 @@ from controller.links.base import Link
 from controller.printable import printable
 from targets.base import FleetError
 from targets.defaults import HEARTBEAT_INTERVAL, OFFLINE_AFTER, REQUEST_TIMEOUT
+from targets.waiting import done_within, within
 
 _EVENTS = (p.Stage, p.Samples, p.Telemetry, p.LogLine, p.Note)
 #: How long a run that is being cancelled may take to end before we stop waiting for it.
 _CANCEL_PATIENCE = 10.0
+_SEND_PATIENCE = 1.0
 #: Longest that a device's words may be.
 _MAX_WORDS = 4000
 
@@ -93,20 +95,22 @@ class Connection:
         message.id = next(self._numbers)
         future = await self._send(message, payload, on_event)
         try:
-            answer, data = await asyncio.wait_for(asyncio.shield(future), timeout)
-        except asyncio.TimeoutError:
-            await self._cancel(message.id, future, patience=0.0)
-            what = type(message).__struct_config__.tag
-            raise FleetError(
-                f"{self.name} did not answer '{what}' within {timeout:.0f} s",
-                code="timeout",
-                hint="its log may say why: `fleet logs`",
-            ) from None
+            answered = await done_within(timeout, future)
+            if not answered:
+                await self._cancel(message.id, future, patience=0.0)
         except asyncio.CancelledError:
             await self._cancel(message.id, future, patience=_CANCEL_PATIENCE)
             raise
         finally:
             self._pending.pop(message.id, None)
+        if not answered:
+            what = type(message).__struct_config__.tag
+            raise FleetError(
+                f"{self.name} did not answer '{what}' within {timeout:.0f} s",
+                code="timeout",
+                hint="its log may say why: `fleet logs`",
+            )
+        answer, data = future.result()
         if not isinstance(answer, reply):
             raise p.ProtocolError(
                 f"{self.name} answered '{type(answer).__name__}' where '{reply.__name__}' was expected"
@@ -149,9 +153,9 @@ class Connection:
         with contextlib.suppress(FleetError, asyncio.TimeoutError):
             stop = p.Cancel(request=number)
             stop.id = next(self._numbers)
-            await asyncio.wait_for(self.link.send(p.encode(stop)), 1.0)
+            await within(_SEND_PATIENCE, self.link.send(p.encode(stop)))
             if patience:
-                await asyncio.wait_for(asyncio.shield(future), patience)
+                await done_within(patience, future)
         # Nobody asks for it any more, so that a failure in it must not be reported as never retrieved.
         if future.done():
             future.exception()
@@ -195,7 +199,7 @@ class Connection:
                 )
             if now - self._said >= HEARTBEAT_INTERVAL * 0.9:
                 with contextlib.suppress(FleetError, asyncio.TimeoutError):
-                    ping = await asyncio.wait_for(self.start(p.Ping()), HEARTBEAT_INTERVAL)
+                    ping = await within(HEARTBEAT_INTERVAL, self.start(p.Ping()))
                     ping.add_done_callback(_ignore)
             await asyncio.sleep(HEARTBEAT_INTERVAL / 2)
 

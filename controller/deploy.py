@@ -56,7 +56,7 @@ async def deploy(
 
     def skip(device: Device, why: str) -> list[DeployReport]:
         deployment = _Deployment(fleet, device, options)
-        return [deployment.failed(job, why) for job in jobs[device.name]]
+        return [deployment.failed(job, why) for job in jobs[device.name]] or [_report(device, why)]
 
     reports = await rollout(
         selection,
@@ -74,7 +74,7 @@ async def rollback(fleet: Fleet, selection: Sequence[Device], slot: str) -> list
 
     async def act(device: Device) -> DeployReport:
         start = time.monotonic()
-        report = _report(device, status="failed")
+        report = _report(device, "")
         try:
             async with fleet.session(device, lease=True) as session:
                 report.carrier = session.carrier
@@ -92,7 +92,7 @@ async def rollback(fleet: Fleet, selection: Sequence[Device], slot: str) -> list
         report.seconds = time.monotonic() - start
         return report
 
-    return await rollout(selection, act, failed=lambda r: r.status == "failed", skip=lambda d, why: _report(d))
+    return await rollout(selection, act, failed=lambda r: r.status == "failed", skip=_report)
 
 
 @dataclass(slots=True)
@@ -107,9 +107,7 @@ class _Deployment:
     async def run(self, jobs: Sequence[tuple[Job, Bundle | FleetError]]) -> list[DeployReport]:
         """One report per job. Never raises but when it is cancelled."""
         if not jobs:
-            report = _report(self.device, status="failed")
-            report.reason = "the inventory assigns no model to it; name one, or add it under `assign:`"
-            return [report]
+            return [_report(self.device, "the inventory assigns no model to it; name one, or add it under `assign:`")]
         reports: list[DeployReport] = []
         try:
             async with self.fleet.session(
@@ -186,11 +184,10 @@ class _Deployment:
             listener(DeviceChanged(name, "idle", active, model))
 
     def failed(self, job: Job, reason: str, bundle: Bundle | None = None) -> DeployReport:
-        report = _report(self.device, status="failed")
+        report = _report(self.device, reason)
         report.model = bundle.manifest.model.name if bundle else job.want.model
         report.bundle = bundle.id if bundle else ""
         report.origin = bundle.manifest.model.origin if bundle else ""
-        report.reason = reason
         report.seconds = time.monotonic() - self.start
         return report
 
@@ -247,16 +244,17 @@ def stages(device: str, listener: Listener) -> OnEvent:
     return tell
 
 
-def _report(device: Device, status: p.DeployStatus = "failed") -> DeployReport:
+def _report(device: Device, reason: str) -> DeployReport:
+    """Of a device for which nothing has come to a good end yet."""
     return DeployReport(
         device=device.name,
         target=device.target,
         model="",
-        status=status,
+        status="failed",
         bundle="",
         bytes_sent=0,
         bytes_skipped=0,
         seconds=0.0,
-        reason="",
+        reason=reason,
         simulated=device.simulated,
     )

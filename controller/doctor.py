@@ -21,6 +21,7 @@ from controller.inventory import Device, Inventory
 from controller.printable import printable
 from targets.base import FleetError
 from targets.defaults import DISK_RESERVE, REQUEST_TIMEOUT
+from targets.waiting import within
 
 if TYPE_CHECKING:
     from controller.fleet import Fleet
@@ -219,7 +220,7 @@ async def _device(fleet: Fleet, device: Device) -> list[Check]:
         checks += [_reachable(device, carrier, took), _protocol(connection.welcome, name), _target(device, status)]
         await connection.request(p.Subscribe(telemetry=True), p.Done)
         try:
-            checks.append(_clock(await asyncio.wait_for(clock, REQUEST_TIMEOUT), name))
+            checks.append(_clock(await within(REQUEST_TIMEOUT, clock), name))
         except asyncio.TimeoutError:
             detail = f"no reading within {REQUEST_TIMEOUT:.0f} s"
             checks.append(Check(name="clock", verdict="warning", detail=detail, device=name))

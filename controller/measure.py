@@ -76,7 +76,14 @@ async def bench(fleet: Fleet, model: str | None, selection: Sequence[Device], op
                 bencher = _Bencher(fleet, device, options, results, commit, bundles)
                 found[device.name] = await bencher.run(plans[device.name])
 
-        await asyncio.gather(*(one_after_the_other(devices) for devices in machines.values()))
+        tasks = [asyncio.create_task(one_after_the_other(devices)) for devices in machines.values()]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            # When results cannot be stored, the others must not go on measuring.
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
     finally:
         await asyncio.to_thread(results.close)
     return [outcome for device in selection for outcome in found[device.name]]
@@ -234,6 +241,8 @@ class _Bencher:
         """Store results, then tell the device that it may forget them; those that were new."""
         new = []
         for result in results:
+            # What it is called here: an agent may have been started under another name.
+            result.device = self.device.name
             manifest = await self._manifest(session, result.bundle)
             added = await asyncio.to_thread(
                 self.results.add,

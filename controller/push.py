@@ -17,6 +17,7 @@ from controller.prepare import Bundle
 from controller.session import Session
 from targets.base import FleetError
 from targets.defaults import CHUNK_SIZE, CHUNK_WINDOW, MAX_FILES
+from targets.waiting import done_within
 
 #: How much of a blob is compressed to see whether that is worth while, and the ratio from which on it is not.
 _SAMPLE = 256 << 10
@@ -134,12 +135,11 @@ class _Sender:
 
     async def _oldest(self) -> None:
         answer, sha256, end, wire = self._window[0]
-        try:
-            stored = narrow((await asyncio.wait_for(answer, _CHUNK_TIMEOUT))[0], p.ChunkStored)
-        except asyncio.TimeoutError:
+        if not await done_within(_CHUNK_TIMEOUT, answer):
             raise FleetError(
                 f"{self._session.device.name} has not stored a chunk for {_CHUNK_TIMEOUT:.0f} s", code="timeout"
-            ) from None
+            )
+        stored = narrow(answer.result()[0], p.ChunkStored)
         self._window.popleft()
         if stored.sha256 != sha256:
             raise p.ProtocolError(f"{self._session.device.name} acknowledged a chunk that it was not sent")

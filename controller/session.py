@@ -89,7 +89,9 @@ class Session:
                 break
             except FleetError as error:
                 pause = backoff.next()
-                if error.code not in (*CUT, "unreachable") or time.monotonic() + pause > deadline:
+                # An agent that is just ending accepts a connection and breaks it off, as one with another key does;
+                # this one had the right key a moment ago.
+                if error.code not in (*CUT, "unreachable", "wrong-key") or time.monotonic() + pause > deadline:
                     raise
                 await asyncio.sleep(pause)
         self._listener(Message(self.device.name, "connected again"))

@@ -25,6 +25,7 @@ from controller.home import Home
 from controller.inventory import Device
 from targets.base import FleetError
 from targets.keys import Keys
+from targets.waiting import within
 
 #: Seconds that an agent may take from its start until it can be reached; sixteen at once on two cores need ten.
 _START_DEADLINE = 60.0
@@ -88,14 +89,12 @@ def up(
         alike = [
             e
             for e in entries
-            if (e.target, e.faults, e.tracker) == (target, list(faults), at)
-            and e.name.rpartition("-")[0] == prefix
+            if (e.target, e.faults, e.tracker) == (target, list(faults), at) and e.name.rpartition("-")[0] == prefix
         ]
         taken = {e.name for e in entries}
         names = (name for n in range(1, 10_000) if (name := f"{prefix}-{n}") not in taken)
         added = [
-            _Entry(name=next(names), target=target, faults=list(faults), tracker=at)
-            for _ in range(count - len(alike))
+            _Entry(name=next(names), target=target, faults=list(faults), tracker=at) for _ in range(count - len(alike))
         ]
         wanted = (alike + added)[:count]
         starting = [entry for entry in wanted if not _alive(entry)]
@@ -281,7 +280,10 @@ def _created(pid: int) -> float:
         del _children[pid]
     try:
         process = psutil.Process(pid)
-        return 0.0 if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
+        # Its parent may never ask for the end of one that it left behind. Ours, until we have its end, still has
+        # threads that hold its port.
+        ended = child is None and process.status() == psutil.STATUS_ZOMBIE
+        return 0.0 if ended else float(process.create_time())
     except psutil.Error:
         return 0.0
 
@@ -300,14 +302,17 @@ async def _ask_to_end(home: Home, entries: Sequence[_Entry]) -> None:
     boards = {device.name: device for device in devices(home)}
 
     async def ask(entry: _Entry) -> None:
-        with contextlib.suppress(FleetError):
-            connection, _ = await connect(boards[entry.name], keys, client="fleet sim down")
-            try:
-                await connection.request(Shutdown(), Done, timeout=_END_PATIENCE)
-            finally:
-                await connection.close()
+        connection, _ = await connect(boards[entry.name], keys, client="fleet sim down")
+        try:
+            await connection.request(Shutdown(), Done)
+        finally:
+            await connection.close()
 
-    await asyncio.gather(*(ask(entry) for entry in entries))
+    async def in_time(entry: _Entry) -> None:
+        with contextlib.suppress(FleetError, asyncio.TimeoutError):
+            await within(_END_PATIENCE, ask(entry))
+
+    await asyncio.gather(*(in_time(entry) for entry in entries))
 
 
 def _await_end(entries: Sequence[_Entry]) -> list[_Entry]:

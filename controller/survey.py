@@ -12,6 +12,8 @@ from controller.inventory import Device
 from controller.printable import printable
 from controller.reports import DeviceReport, StatusReport
 from targets.base import FleetError
+from targets.defaults import REQUEST_TIMEOUT
+from targets.waiting import within
 
 if TYPE_CHECKING:
     from controller.fleet import Fleet
@@ -47,21 +49,11 @@ async def status(fleet: Fleet, selection: Sequence[Device]) -> list[StatusReport
 
 async def _one(fleet: Fleet, device: Device) -> StatusReport:
     try:
-        connection, carrier = await connect(device, fleet.keys, client=fleet.holder)
-        try:
-            found = await connection.request(p.GetStatus(), p.Status)
-        finally:
-            await connection.close()
+        found, carrier = await within(REQUEST_TIMEOUT, _ask(fleet, device))
+    except asyncio.TimeoutError:
+        return _unreached(device, "unreachable", f"no answer within {REQUEST_TIMEOUT:.0f} s")
     except FleetError as error:
-        return StatusReport(
-            name=device.name,
-            target=device.target,
-            state=error.code,
-            agent_version="",
-            labels=device.labels,
-            simulated=device.simulated,
-            reason=error.message + (f" ({error.hint})" if error.hint else ""),
-        )
+        return _unreached(device, error.code, error.message + (f" ({error.hint})" if error.hint else ""))
     reason = ""
     if found.target != device.target:
         reason = f"the inventory says target {device.target}, the agent says {printable(found.target[:64])}"
@@ -82,4 +74,24 @@ async def _one(fleet: Fleet, device: Device) -> StatusReport:
         unacknowledged=found.unacknowledged,
         store_bytes=found.store_bytes,
         free_bytes=found.free_bytes,
+    )
+
+
+async def _ask(fleet: Fleet, device: Device) -> tuple[p.Status, str]:
+    connection, carrier = await connect(device, fleet.keys, client=fleet.holder)
+    try:
+        return await connection.request(p.GetStatus(), p.Status), carrier
+    finally:
+        await connection.close()
+
+
+def _unreached(device: Device, state: str, reason: str) -> StatusReport:
+    return StatusReport(
+        name=device.name,
+        target=device.target,
+        state=state,
+        agent_version="",
+        labels=device.labels,
+        simulated=device.simulated,
+        reason=reason,
     )

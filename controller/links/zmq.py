@@ -13,7 +13,10 @@ from zmq.utils.monitor import parse_monitor_message
 
 from targets.base import FleetError
 from targets.defaults import CONNECT_TIMEOUT, HEARTBEAT_INTERVAL, MAX_MANIFEST, MAX_MESSAGE, SUSPECT_AFTER
+from targets.waiting import within
 
+#: Seconds until somebody who broke the handshake off is tried once more.
+_SECOND_LOOK = 0.3
 _LOOPBACK = ("127.", "localhost:", "[::1]:")
 _EVENTS = (
     zmq.EVENT_CONNECTED
@@ -45,6 +48,17 @@ class ZmqLink:
     async def open(self) -> None:
         """Raises FleetError ``unreachable``, ``wrong-key``."""
         await self._resolve()
+        try:
+            await self._connect()
+        except FleetError as error:
+            if error.code != "wrong-key":
+                raise
+            # An agent that is just ending breaks connections off, too: who is another stays so.
+            await asyncio.sleep(_SECOND_LOOK)
+            self._lost = None
+            await self._connect()
+
+    async def _connect(self) -> None:
         self._ready = asyncio.get_running_loop().create_future()
         socket = self._socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
         socket.linger = 0
@@ -61,7 +75,7 @@ class ZmqLink:
         self._watching = asyncio.create_task(self._watch(self._monitor))
         try:
             socket.connect(self.address)
-            await asyncio.wait_for(self._ready, CONNECT_TIMEOUT)
+            await within(CONNECT_TIMEOUT, self._ready)
         except asyncio.TimeoutError:
             await self.close()
             raise self._unreachable("no answer") from None

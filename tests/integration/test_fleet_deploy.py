@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +18,7 @@ import msgspec
 import pytest
 import zmq
 from agent_client import make_bundle, wait_for
+from build_fixtures import convnet
 from fleet_fixtures import HeldLease, Yard, run, until, yard
 
 from agent import protocol as p
@@ -333,6 +338,58 @@ def test_a_leased_device_is_refused_or_waited_for(yard: Yard) -> None:
         (report,) = run(yard.fleet().deploy(archive, [device], DeployOptions(lease_wait=30.0)))
     assert report.status == "active"
     assert run(yard.fleet().devices([device]))[0].lease == ""
+
+
+def test_a_lease_is_renewed_while_it_is_used(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("controller.session.LEASE_RENEW_INTERVAL", 0.2)
+    yard.up(1)
+    (device,) = yard.everything
+
+    async def work() -> None:
+        async with yard.fleet().session(device, lease=True) as session:
+
+            async def left() -> float:
+                lease = (await session.connection.request(p.GetStatus(), p.Status)).lease
+                assert lease is not None and lease.holder.endswith(f":{os.getpid()}")
+                return lease.expires_in
+
+            before = await left()
+            for _ in range(100):
+                await asyncio.sleep(0.05)
+                after = await left()
+                if after > before:
+                    return
+                before = after
+            raise AssertionError("the lease was never renewed")
+
+    run(work())
+    assert yard.status(device).lease is None
+
+
+def test_an_interrupt_in_a_build_ends_it(yard: Yard) -> None:
+    """A real Ctrl-C to a real process while it compiles."""
+    yard.up(1, target="x86")
+    model = convnet(yard.root / "net.onnx")
+    code = (
+        "import asyncio\n"
+        "from controller.fleet import Fleet\n"
+        "fleet = Fleet(listener=lambda event: print(event.stage, flush=True))\n"
+        f"asyncio.run(fleet.deploy({str(model)!r}, fleet.select(everything=True)))\n"
+    )
+    environment = {**os.environ, "FLEET_HOME": str(yard.root)}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        try:
+            assert process.stdout.readline().strip() == "build"
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) != 0
+            assert "KeyboardInterrupt" in process.stderr.read()
+        finally:
+            process.kill()
+    (device,) = yard.everything
+    assert yard.status(device).releases == []
 
 
 def test_an_interrupt_stops_the_device_and_gives_the_lease_back(yard: Yard) -> None:
