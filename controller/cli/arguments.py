@@ -24,7 +24,7 @@ Model = Annotated[
 Slot = Annotated[str, typer.Option("--slot", metavar="NAME", help="Slot of the device to use.")]
 Weights = Annotated[str, typer.Option("--weights", metavar="W", help="pretrained, a file, or random:SEED.")]
 BuildOption = Annotated[
-    list[str] | None, typer.Option("--option", metavar="K=V", help="Build option (repeatable), such as opt=3.")
+    list[str] | None, typer.Option("--option", metavar="K=V", help="Build option (repeatable), such as batch=4.")
 ]
 Threads = Annotated[int, typer.Option("--threads", min=0, help="Threads on the device; 0 for the inventory's.")]
 Jobs = Annotated[int, typer.Option("--jobs", min=0, help="Build processes; 0 for one a core.")]

@@ -21,6 +21,10 @@ class ClosedPipe(Exception):
     """Nobody reads our standard output any more."""
 
 
+class Interrupted(Exception):
+    """Ctrl-C, or what is meant like it."""
+
+
 def tell(error: BaseException, arguments: Sequence[str]) -> int:
     """Print ``error`` as the options among ``arguments`` ask for; the exit code that belongs to it.
 
@@ -52,7 +56,7 @@ def _explain(error: BaseException, arguments: Sequence[str], debug: bool) -> tup
     """Code, message, hint and exit code."""
     if isinstance(error, FleetError):
         return error.code, error.message, error.hint, exits.of(error.code)
-    if isinstance(error, KeyboardInterrupt | typer.Abort):
+    if isinstance(error, KeyboardInterrupt | Interrupted | typer.Abort):
         return "interrupted", "interrupted", "", exits.INTERRUPTED
     if isinstance(error, typer.TyperException):
         context = getattr(error, "ctx", None)

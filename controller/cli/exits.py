@@ -13,33 +13,19 @@ INTERRUPTED = 130
 #: What a shell shows for a program that SIGPIPE ended.
 BROKEN_PIPE = 141
 
+#: Codes of errors that are raised, not reported per device, for what the person gave: names, options, files.
 _USAGE_CODES = frozenset(
     {
-        "usage",
-        "nothing-selected",
-        "no-inventory",
-        "unknown-device",
-        "unknown-target",
-        "unknown-label",
-        "unknown-model",
-        "unknown-run",
-        "unknown-key",
-        "ambiguous",
-        "exists",
-        "bad-inventory",
-        "inventory",
-        "bad-model",
-        "bad-bundle",
-        "bad-option",
-        "bad-options",
-        "bad-picture",
-        "bad-weights",
-        "bad-key",
-        "bad-fault",
-        "wrong-target",
-        "no-model",
-        "not-found",
-        "missing-extra",
+        # How it was called.
+        *("usage", "nothing-selected", "exists", "missing-extra", "bad-option", "bad-slot", "bad-spec", "bad-export"),
+        # Names that mean nothing, or too much.
+        *("unknown-device", "unknown-target", "unknown-label", "unknown-model", "unknown-run", "unknown-bundle"),
+        *("ambiguous-run", "same-run"),
+        # Files that are not there, or not what they should be.
+        *("no-such-file", "no-inventory", "inventory", "bad-picture", "bad-key", "bad-results-url"),
+        *("bad-model", "bad-weights", "no-picture-model", "bad-preprocess", "torch-missing"),
+        *("bad-bundle", "bad-digest", "bad-path", "bad-size", "bad-signature", "unsigned", "untrusted-key"),
+        *("too-large", "wrong-target"),
     }
 )
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from controller.cli import complete, exits
-from controller.cli.errors import ClosedPipe
+from controller.cli.errors import ClosedPipe, Interrupted
 from targets.base import FleetError, Option
 
 if TYPE_CHECKING:
@@ -212,9 +212,11 @@ def _with_options(
     def wrapper(**values: Any) -> int:
         try:
             return body(**values)
+        # typer would end the program in its own way: without a word, and for a pipe as if a device had failed.
         except BrokenPipeError as error:
-            # typer would end the program with the exit code that means a failed device.
             raise ClosedPipe from error
+        except KeyboardInterrupt as error:
+            raise Interrupted from error
 
     wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

@@ -1,22 +1,13 @@
 """The live view on a real pseudo-terminal, read back through a terminal emulator."""
 
-import fcntl
-import os
-import pty
 import re
-import select
-import struct
-import subprocess
 import sys
-import termios
 import time
 from pathlib import Path
 
-import pyte
+from cli_fixtures import Terminal
 
 from targets.defaults import REDRAW_PER_SECOND
-
-ROOT = Path(__file__).resolve().parents[2]
 
 #: Feeds a view as a bench of many fast boards would: far more events than redraws.
 FEED = """
@@ -39,70 +30,8 @@ print("answer", file=sys.stdout)
 """
 
 
-class Terminal:
-    """A program on a pseudo-terminal of a given size."""
-
-    def __init__(self, arguments: list[str], columns: int, rows: int, **environ: str) -> None:
-        self.screen = pyte.Screen(columns, rows)
-        self._stream = pyte.ByteStream(self.screen)
-        self.raw = b""
-        self._master, slave = pty.openpty()
-        self._set_size(columns, rows)
-        keep = {k: v for k, v in os.environ.items() if k not in ("CI", "NO_COLOR", "COLUMNS", "LINES")}
-        self.process = subprocess.Popen(
-            arguments,
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            cwd=ROOT,
-            env={**keep, "TERM": "xterm-256color", "LC_ALL": "C.UTF-8", **environ},
-            start_new_session=True,
-        )
-        os.close(slave)
-
-    def _set_size(self, columns: int, rows: int) -> None:
-        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-
-    def resize(self, columns: int, rows: int) -> None:
-        self.screen.resize(rows, columns)
-        self._set_size(columns, rows)
-
-    def read(self, seconds: float) -> bool:
-        """Take in what comes within ``seconds``; whether the program still runs."""
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            if select.select([self._master], [], [], left)[0]:
-                try:
-                    data = os.read(self._master, 65536)
-                except OSError:
-                    return False
-                if not data:
-                    return False
-                self.raw += data
-                self._stream.feed(data)
-        return True
-
-    def until(self, text: str, deadline: float = 30.0) -> None:
-        end = time.monotonic() + deadline
-        while text not in self.text:
-            assert time.monotonic() < end, f"{text!r} did not appear:\n{self.text}"
-            alive = self.read(0.05)
-            assert alive or text in self.text, f"ended without {text!r}:\n{self.text}"
-
-    def finish(self, deadline: float = 60.0) -> int:
-        end = time.monotonic() + deadline
-        while self.read(0.1):
-            assert time.monotonic() < end, self.text
-        os.close(self._master)
-        return self.process.wait(timeout=10)
-
-    @property
-    def text(self) -> str:
-        return "\n".join(line.rstrip() for line in self.screen.display)
-
-
 def feed(seconds: float, *options: str, columns: int = 100, rows: int = 24, **environ: str) -> Terminal:
-    return Terminal([sys.executable, "-c", FEED, str(seconds), *options], columns, rows, **environ)
+    return Terminal([sys.executable, "-c", FEED, str(seconds), *options], columns, rows, home=Path("unused"), **environ)
 
 
 def test_it_redraws_at_most_ten_times_a_second_and_leaves_its_last_picture() -> None:
