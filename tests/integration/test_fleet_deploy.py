@@ -22,7 +22,7 @@ from build_fixtures import convnet
 from fleet_fixtures import HeldLease, Yard, run, until, yard
 
 from agent import protocol as p
-from controller import sim
+from controller import sim, tracker
 from controller.events import DeviceChanged, Event, Progress
 from controller.home import Home
 from controller.inventory import Device
@@ -106,6 +106,24 @@ def test_an_agent_killed_in_a_push_comes_back_and_the_push_goes_on(yard: Yard) -
     assert report.bytes_sent <= sum(len(data) for data in bundle.blobs.values())
 
 
+def test_an_agent_killed_in_an_activation_comes_back_and_the_release_is_proved(yard: Yard) -> None:
+    yard.up(1)
+    archive, bundle = yard.made(sleep=0.5)
+    restarted: list[threading.Thread] = []
+
+    def listener(event: Event) -> None:
+        if isinstance(event, Progress) and event.stage == "golden" and not restarted:
+            yard.kill("sim-1")
+            restarted.append(threading.Thread(target=yard.up))
+            restarted[0].start()
+
+    (report,) = run(yard.fleet(listener).deploy(archive, yard.everything))
+    restarted[0].join()
+    assert report.status == "active", report.reason
+    (device,) = yard.everything
+    assert yard.active(device) == bundle.id and yard.status(device).lease is None
+
+
 def test_compression_over_a_slow_link_sends_less(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
     from controller.links import zmq as link
 
@@ -130,6 +148,20 @@ def test_over_tvm_rpc_alone(yard: Yard) -> None:
     both = Device(name="remote", target="numpy", rpc=board.rpc, address=f"tcp://127.0.0.1:{closed()}", key=board.key)
     (report,) = run(yard.fleet().deploy(archive, [both]))
     assert (report.status, report.carrier, report.bytes_sent) == ("unchanged", "rpc", 0)
+
+
+def test_through_a_tracker(yard: Yard) -> None:
+    running = tracker.start(yard.home, port=0)
+    try:
+        yard.up(1, tracker=(running.host, running.port))
+        wait_for(lambda: tracker.status(yard.home).devices, "the board is registered")
+        device = Device(name="tracked", target="numpy", tracker=f"{running.host}:{running.port}", rpc_key="numpy")
+        archive, bundle = yard.made()
+        (report,) = run(yard.fleet().deploy(archive, [device]))
+        assert (report.status, report.carrier) == ("active", "tracker"), report.reason
+        assert yard.active(yard.everything[0]) == bundle.id
+    finally:
+        tracker.stop(yard.home)
 
 
 # --- What is proved -----------------------------------------------------------------------------
