@@ -1,6 +1,6 @@
 """What the controller's operations return: the same structs are the command line's JSON documents.
 
-Keys are only ever added. Times are in seconds, latencies in milliseconds, sizes in bytes unless the name says otherwise.
+Keys are only ever added. Times are in seconds, latencies in milliseconds, sizes in bytes unless a name says otherwise.
 """
 
 from __future__ import annotations
