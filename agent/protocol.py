@@ -187,7 +187,7 @@ class BundleStaged(Message, tag="bundle-staged", kw_only=True):
 
 
 class Activate(Message, tag="activate", kw_only=True):
-    """Prove a staged bundle on this device and make it the slot's release. Sends `Stage` events, ends in `Activated`."""
+    """Prove a staged bundle here and make it the slot's release. Sends `Stage` events, ends in `Activated`."""
 
     token: str
     bundle: str
@@ -258,7 +258,7 @@ class BenchSpec(msgspec.Struct, kw_only=True):
 
 
 class Bench(Message, tag="bench", kw_only=True):
-    """Measure releases or bundles. Two bundles are interleaved block by block (A/B). Sends `Samples`, ends in `BenchDone`.
+    """Measure a release or bundles; two are interleaved block by block. Sends `Samples`, ends in `BenchDone`.
 
     ``bundles`` may be empty: then the slot's release is measured.
     """
@@ -376,7 +376,7 @@ class Samples(Event, tag="samples", kw_only=True):
 
 
 class Telemetry(Event, tag="telemetry", kw_only=True):
-    """Readings such as ``cpu_percent``, ``memory_bytes``, ``temperature_c``, ``cpu_mhz``, ``power_w``; absent if unknown."""
+    """Readings such as ``cpu_percent``, ``memory_bytes``, ``temperature_c``, ``power_w``; absent if unknown."""
 
     at: float
     values: dict[str, float]

@@ -13,6 +13,7 @@ from agent.events import Proof
 from agent.store import StoredBundle
 from agent.workers import Unmet, Worker, WorkerPool
 from targets.base import FleetError
+from targets.waiting import within
 
 #: Tells the one who asked which stage has come: name and detail.
 OnStage = Callable[[str, str], None]
@@ -63,7 +64,7 @@ async def prove(
             return await _latency(worker, latency_budget_ms, error, enter)
 
     try:
-        return await asyncio.wait_for(checks(), deadline if deadline > 0 else None)
+        return await within(deadline if deadline > 0 else None, checks())
     except Unmet as error:
         raise CheckError(f"requirements: {error.message}", tried=False) from None
     except CheckError:

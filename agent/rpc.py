@@ -43,6 +43,7 @@ from targets.tvm_rpc import (
     refusal,
     unpack_int,
 )
+from targets.waiting import within
 
 log = logging.getLogger(__name__)
 
@@ -209,7 +210,7 @@ class RpcListener:
 
     async def probe(self) -> None:
         """A real handshake over the network stack. Raises ``OSError``, ``TimeoutError`` or :class:`FleetError`."""
-        await asyncio.wait_for(self._probe(), CONNECT_TIMEOUT)
+        await within(CONNECT_TIMEOUT, self._probe())
 
     async def _probe(self) -> None:
         host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
@@ -256,7 +257,7 @@ class RpcListener:
         with connection:
             connection.setblocking(False)
             try:
-                client = await asyncio.wait_for(_read_greeting(connection), CONNECT_TIMEOUT)
+                client = await within(CONNECT_TIMEOUT, _read_greeting(connection))
             except (OSError, ValueError, asyncio.TimeoutError) as error:
                 log.debug("TVM RPC: no handshake from %s: %s", peer, error or "too slow")
                 return

@@ -19,6 +19,7 @@ from agent.rpc_session import Order
 from targets.base import FleetError
 from targets.defaults import RPC_SESSION_DEADLINE, WORKER_START_DEADLINE
 from targets.tvm_rpc import exception
+from targets.waiting import within
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ class SessionProcess:
         said: list[str] = []
         try:
             while not (said and said[-1].startswith("ready")):
-                line = await asyncio.wait_for(process.stdout.readline(), WORKER_START_DEADLINE)
+                line = await within(WORKER_START_DEADLINE, process.stdout.readline())
                 if not line:
                     raise FleetError(
                         f"a TVM RPC session does not start: {said[-1] if said else 'it says nothing'}",

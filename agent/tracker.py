@@ -17,6 +17,7 @@ import secrets
 from targets.base import FleetError
 from targets.defaults import RECONNECT_CAP, RECONNECT_FIRST, TRACKER_PING_INTERVAL
 from targets.tvm_rpc import TrackerCode, TrackerConnection, WireError
+from targets.waiting import within
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ class Registration:
                 await self._offer(connection)
                 unused_since = None
             try:
-                await asyncio.wait_for(self._changed.wait(), TRACKER_PING_INTERVAL)
+                await within(TRACKER_PING_INTERVAL, self._changed.wait())
                 continue
             except asyncio.TimeoutError:
                 pending = await connection.call([TrackerCode.PENDING_KEYS])

@@ -19,6 +19,7 @@ from agent import calls as c
 from agent.config import Config
 from agent.store import StoredBundle
 from targets.base import FleetError
+from targets.waiting import within
 
 log = logging.getLogger("agent.workers")
 
@@ -216,7 +217,7 @@ class Worker:
         second, lines, left_out = clock(), 0, 0
         while True:
             try:
-                line = await asyncio.wait_for(stream.readline(), 1 if left_out else None)
+                line = await within(1 if left_out else None, stream.readline())
             except asyncio.TimeoutError:
                 line = b"\n"
             except ValueError:

@@ -21,6 +21,7 @@ from typing import Any, Final, TypeVar
 
 from targets.base import FleetError
 from targets.defaults import CONNECT_TIMEOUT
+from targets.waiting import within
 
 MAGIC: Final = 0xFF271
 SUCCESS: Final = MAGIC
@@ -297,7 +298,7 @@ class TrackerConnection:
 
     async def _bounded(self, work: Coroutine[Any, Any, _T], timeout: float) -> _T:
         try:
-            return await asyncio.wait_for(work, timeout)
+            return await within(timeout, work)
         except asyncio.IncompleteReadError:
             raise ConnectionError(f"{self} closed the connection") from None
         except asyncio.TimeoutError:

@@ -42,6 +42,7 @@ from targets.tvm_rpc import (
     unpack_int,
     unpack_messages,
 )
+from targets.waiting import within
 
 #: How long one `fleet.receive` waits on the device when nothing happens.
 RECEIVE_SECONDS = 10.0
@@ -164,7 +165,7 @@ class RpcLink:
             tracker.close()
 
     async def _connect(self, host: str, port: int, key: str) -> None:
-        reader, writer = await asyncio.wait_for(asyncio.open_connection(host, port, limit=1 << 20), CONNECT_TIMEOUT)
+        reader, writer = await within(CONNECT_TIMEOUT, asyncio.open_connection(host, port, limit=1 << 20))
         self._reader, self._writer = reader, writer
         connection = writer.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -174,7 +175,7 @@ class RpcLink:
         writer.transport.set_write_buffer_limits(high=WRITE_AHEAD)
         writer.write(hello(key))
         # The device starts a process for us before it answers.
-        code = unpack_int(await asyncio.wait_for(reader.readexactly(4), WORKER_START_DEADLINE))
+        code = unpack_int(await within(WORKER_START_DEADLINE, reader.readexactly(4)))
         if code == MISMATCH:
             self._drop()
             raise FleetError(
@@ -189,8 +190,8 @@ class RpcLink:
         await reader.readexactly(length)
 
     async def _prepare(self) -> None:
-        await asyncio.wait_for(self._ask(init_session()), REQUEST_TIMEOUT)
-        handles = [await asyncio.wait_for(self._ask(get_function(name)), REQUEST_TIMEOUT) for name in (SEND, RECEIVE)]
+        await within(REQUEST_TIMEOUT, self._ask(init_session()))
+        handles = [await within(REQUEST_TIMEOUT, self._ask(get_function(name))) for name in (SEND, RECEIVE)]
         if not all(isinstance(handle, int) and handle for handle in handles):
             raise FleetError(
                 f"the TVM RPC server at {self} is not a fleet agent's",
