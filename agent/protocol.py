@@ -1,9 +1,9 @@
 """What controller and agent say to each other: msgspec structs in MessagePack, one struct a message.
 
-On the wire a message is one or two frames: the encoded struct, and the payload that it announces (a blob chunk, tensors).
-Requests carry an ``id`` that their reply repeats; `Event` subclasses carry the id of the request they belong to, or 0 for
-what was subscribed to. Within a major version fields are only added, each with a default, and unknown ones are ignored;
-another major version is refused by name.
+On the wire a message is one or two frames: the encoded struct, and the payload that it announces (a blob chunk,
+tensors). Requests carry an ``id`` that their reply repeats; `Event` subclasses carry the id of the request they belong
+to, or 0 for what was subscribed to. Within a major version fields are only added, each with a default, and unknown ones
+are ignored; another major version is refused by name.
 
 This module is the only one of the agent's that the controller may import.
 """
