@@ -10,6 +10,7 @@ import typer
 from controller.cli import exits
 from controller.cli.running import run
 from controller.cli.session import Session, command
+from controller.events import Event, Message
 from controller.printable import printable
 from targets.base import FleetError
 
@@ -24,7 +25,15 @@ def register(app: typer.Typer) -> None:
         """What the agents say."""
         if follow and session.as_json:
             raise FleetError("--follow never ends, and --json is one document", code="usage", hint="leave out one")
-        fleet = session.fleet()
+        failures: list[dict[str, str]] = []
+
+        def listen(event: Event) -> None:
+            if isinstance(event, Message) and event.level != "info":
+                print(f"{event.device}: {event.text}", file=sys.stderr)
+                if event.level == "error":
+                    failures.append({"device": event.device, "message": event.text})
+
+        fleet = session.fleet(listen)
         selection = session.select(fleet, all_by_default=True)
 
         async def collect() -> list[dict[str, str]]:
@@ -37,7 +46,7 @@ def register(app: typer.Typer) -> None:
                 sys.stdout.flush()
 
         if session.as_json:
-            session.answer({"lines": run(collect())})
+            session.answer({"lines": run(collect()), "failures": failures})
         else:
             run(show())
-        return exits.GOOD
+        return exits.FAILED if failures else exits.GOOD

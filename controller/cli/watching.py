@@ -12,8 +12,10 @@ import tty
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from controller.events import DeviceChanged, Event, Reading
+from controller.cli.terminal import is_terminal
+from controller.events import DeviceChanged, Event, Message, Reading
 from controller.tui.state import GONE, ViewState
+from targets.waiting import within
 
 if TYPE_CHECKING:
     from controller.fleet import Fleet
@@ -28,14 +30,19 @@ async def alongside(fleet: Fleet, selection: Sequence[Device], work: Coroutine[A
     try:
         return await work
     finally:
-        await _end(watching)
+        watching.cancel()
+        await asyncio.wait([watching])
+        if not watching.cancelled() and (error := watching.exception()):
+            # What was asked for has its own outcome; without readings it is only less to look at.
+            fleet.listener(Message("", f"the devices could not be watched: {error}", "warning"))
 
 
 async def _end(watching: asyncio.Future[None]) -> None:
-    """Stop watching; an error that ended it before is the caller's."""
+    """Stop watching. Raises the error that ended it before, if one did."""
     watching.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await watching
+    await asyncio.wait([watching])
+    if not watching.cancelled():
+        watching.result()
 
 
 async def watch(
@@ -55,7 +62,7 @@ async def watch(
     watching.add_done_callback(lambda _: ended.set())
     try:
         with _keys(on_key), contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(ended.wait(), seconds or None)
+            await within(seconds or None, ended.wait())
     finally:
         await _end(watching)
 
@@ -63,7 +70,7 @@ async def watch(
 @contextlib.contextmanager
 def _keys(on_key: Callable[[str], None]) -> Iterator[None]:
     """Call ``on_key`` for each key pressed, if standard input is a terminal; Ctrl-C still interrupts."""
-    if not sys.stdin.isatty():
+    if not is_terminal(sys.stdin):
         yield
         return
     loop = asyncio.get_running_loop()
@@ -72,7 +79,11 @@ def _keys(on_key: Callable[[str], None]) -> Iterator[None]:
     tty.setcbreak(descriptor)
 
     def readable() -> None:
-        data = os.read(descriptor, 32)
+        try:
+            data = os.read(descriptor, 32)
+        except OSError:
+            # The terminal is gone; a signal says so too.
+            data = b""
         if not data:
             loop.remove_reader(descriptor)
             return
@@ -83,7 +94,8 @@ def _keys(on_key: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         loop.remove_reader(descriptor)
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+        with contextlib.suppress(termios.error):
+            termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
 
 
 async def snapshot(fleet: Fleet, selection: Sequence[Device], deadline: float) -> list[dict[str, Any]]:
@@ -106,7 +118,7 @@ async def snapshot(fleet: Fleet, selection: Sequence[Device], deadline: float) -
     watching.add_done_callback(lambda _: complete.set())
     try:
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(complete.wait(), deadline)
+            await within(deadline, complete.wait())
     finally:
         await _end(watching)
     return _rows(state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import time
 from collections.abc import Callable
@@ -80,4 +81,8 @@ class PlainLines:
         words = [time.strftime("%H:%M:%S", time.localtime(at)), device, text]
         if left_out:
             words.append(f"({left_out} lines left out)")
-        print(" ".join(word for word in words if word), file=self._stream, flush=True)
+        try:
+            print(" ".join(word for word in words if word), file=self._stream, flush=True)
+        except OSError:
+            # Nobody reads any more: that is no reason for a deployment to fail.
+            self._stream = io.StringIO()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -38,6 +39,7 @@ class LiveView:
         self._lock = threading.Lock()
         self._dirty = threading.Event()
         self._closing = threading.Event()
+        self._gone = False
         self._size = console.size
         self._live = self._new_live()
         self._thread = threading.Thread(target=self._redraw, name="live view", daemon=True)
@@ -65,10 +67,10 @@ class LiveView:
         self._closing.set()
         self._dirty.set()
         self._thread.join()
-        try:
-            self._live.transient = False
-            self._draw()
-        finally:
+        self._live.transient = False
+        self._draw()
+        with contextlib.suppress(OSError):
+            # Fails when the terminal is gone, and then there is nothing to put back.
             self._live.stop()
 
     def _new_live(self) -> Live:
@@ -92,7 +94,7 @@ class LiveView:
                 return
             if self._dirty.is_set() or resized or time.monotonic() - drawn >= _IDLE_REDRAW:
                 self._dirty.clear()
-                if resized:
+                if resized and not self._gone:
                     self._start_over()
                 self._draw()
                 drawn = time.monotonic()
@@ -103,12 +105,22 @@ class LiveView:
         if self._full_screen:
             self._console.clear()
             return
-        self._live.stop()
-        self._console.clear()
+        with contextlib.suppress(OSError):
+            self._live.stop()
+            self._console.clear()
         self._live = self._new_live()
         self._live.start()
 
     def _draw(self) -> None:
+        if self._gone:
+            return
+        try:
+            self._show()
+        except OSError:
+            # The terminal was closed. The work goes on, or is told to end by a signal.
+            self._gone = True
+
+    def _show(self) -> None:
         width, height = self._console.size
         look = Look(
             width,

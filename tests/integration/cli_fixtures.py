@@ -144,6 +144,8 @@ class Terminal:
             cwd=cwd,
             env=environment(home, **{"TERM": "xterm-256color", **environ}),
             start_new_session=True,
+            # The terminal's end must reach the program as it does from a real one.
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )
         os.close(slave)
 
@@ -180,11 +182,15 @@ class Terminal:
             alive = self.read(0.05)
             assert alive or text in self.text, f"ended without {text!r}:\n{self.text}"
 
+    def close(self) -> None:
+        """Close the terminal, as when its window is closed."""
+        os.close(self._master)
+
     def finish(self, deadline: float = 60.0) -> int:
         end = time.monotonic() + deadline
         while self.read(0.1):
             assert time.monotonic() < end, self.text
-        os.close(self._master)
+        self.close()
         return self.process.wait(timeout=10)
 
     @property

@@ -66,6 +66,15 @@ def test_top_on_the_whole_screen(cli: Cli) -> None:
     assert terminal.raw.count(b"\x1b[?1049l") == 1
 
 
+def test_a_terminal_that_is_closed_gives_the_lease_back(cli: Cli) -> None:
+    terminal = Terminal([FLEET, *BENCH], 100, 24, home=cli.home, cwd=cli.cwd)
+    terminal.until("measure")
+    terminal.close()
+    terminal.process.wait(timeout=60)
+    cli.until(lambda found: all(d["state"] == "idle" and not d["lease"] for d in found["devices"]), "devices")
+    assert not (cli.home / "debug.log").exists()
+
+
 class Tmux:
     """A tmux server of the test's own, with one window."""
 

@@ -1,6 +1,7 @@
 """Progress as plain lines."""
 
 import io
+import os
 import time
 
 from controller.events import DeviceChanged, Event, Message, Progress, SampleBatch
@@ -69,3 +70,15 @@ def test_what_was_left_out_at_the_end_is_said() -> None:
         for number in range(BURST + 3):
             scene.at(0, Message("a", f"line {number}"))
     assert scene.written[-1] == "a (3 lines left out)"
+
+
+def test_a_reader_that_goes_away_is_no_failure() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stream:
+        lines = PlainLines(ViewState("test"), stream)
+        lines(Message("a", "one"))
+        lines(Message("a", "two"))
+        assert [entry.text for entry in lines.state.log] == ["one", "two"]
+        # What the file object still holds has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), writer)
