@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from agent import memory
 from agent.config import VERSION, AgentInfo, Config, Home, read_info, read_keys, write_info
 from agent.faults import FULL_DISK_QUOTA, KINDS, Faults
 from targets.base import FleetError
@@ -85,6 +86,7 @@ def _run(options: argparse.Namespace) -> int:
     if "refuse-start" in config.faults:
         raise FleetError("the fault refuse-start: this agent refuses to start", code="refused")
     os.umask(0o077)
+    memory.share_heaps()
     config.home.create()
     with _only_one(config.home):
         asyncio.run(_serve(config))

@@ -6,8 +6,6 @@ Everything runs in one event loop that never waits for a disk or a model: those 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ctypes
 import logging
 import secrets
 import time
@@ -18,6 +16,7 @@ from typing import Any
 import msgspec
 
 from agent import events as e
+from agent import memory
 from agent import protocol as p
 from agent.admission import Admission
 from agent.benching import Bencher
@@ -304,7 +303,7 @@ class Server:
             event = e.RunBroken(run, _internal(f"a {run.kind}"))
         self._handle(event)
         # A moment later, when its results were sent and nothing holds them any more.
-        self._loop.call_later(1.0, trim_memory)
+        self._loop.call_later(1.0, memory.trim)
 
     async def _save(self, effect: e.SaveSlots) -> None:
         run, slots = effect.run, dict(effect.slots)
@@ -366,12 +365,6 @@ class Server:
                 await asyncio.sleep(TELEMETRY_INTERVAL)
         finally:
             self._telling = None
-
-
-def trim_memory() -> None:
-    """Give what a large run took back to the system, where the C library can (glibc): a small board needs it."""
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 class _Numbered(msgspec.Struct):
