@@ -86,7 +86,7 @@ def _run(options: argparse.Namespace) -> int:
     if "refuse-start" in config.faults:
         raise FleetError("the fault refuse-start: this agent refuses to start", code="refused")
     os.umask(0o077)
-    memory.share_heaps()
+    memory.prepare()
     config.home.create()
     with _only_one(config.home):
         asyncio.run(_serve(config))

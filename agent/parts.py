@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,6 +44,7 @@ class Parts:
         self.blobs = blobs
         self.space = space
         self._open: OrderedDict[str, _Part] = OrderedDict()
+        self._hasher = ThreadPoolExecutor(1, "hash")
         make_directory(root)
 
     def path(self, sha256: str) -> Path:
@@ -103,6 +105,9 @@ class Parts:
 
     def _append(self, sha256: str, part: _Part, data: memoryview, total: int) -> None:
         self.space.require(total - part.held, f"blob {sha256[:12]}")
+        # Hashing and writing both work without the interpreter's lock, so they share the time.
+        digest = part.digest.copy()
+        hashed = self._hasher.submit(digest.update, data)
         try:
             with disk_errors(f"blob {sha256[:12]}"):
                 write_all(part.handle, data, part.held)
@@ -110,7 +115,9 @@ class Parts:
             with contextlib.suppress(OSError):
                 os.ftruncate(part.handle, part.held)
             raise
-        part.digest.update(data)
+        finally:
+            hashed.result()
+        part.digest = digest
         part.held += len(data)
         self.space.used += len(data)
 

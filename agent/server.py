@@ -285,6 +285,7 @@ class Server:
         elif isinstance(effect, e.ForgetSession):
             self._sessions.pop(effect.session, None)
             self.router.forget(effect.session)
+            self._loop.call_later(1.0, memory.trim)
 
     async def _carry_out(self, run: e.Run) -> None:
         def tell(event: p.Event, may_be_lost: bool) -> None:

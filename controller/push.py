@@ -13,10 +13,11 @@ import zstandard
 from agent import protocol as p
 from controller.connection import narrow
 from controller.events import Listener, Progress
+from controller.pace import Pace
 from controller.prepare import Bundle
 from controller.session import Session
 from targets.base import FleetError
-from targets.defaults import CHUNK_SIZE, CHUNK_WINDOW, MAX_FILES
+from targets.defaults import CHUNK_WINDOW, MAX_FILES
 from targets.waiting import done_within
 
 #: How much of a blob is compressed to see whether that is worth while, and the ratio from which on it is not.
@@ -85,10 +86,25 @@ async def push(session: Session, bundle: Bundle, traffic: Traffic, listener: Lis
         sender.forget()
 
 
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A chunk that is not acknowledged yet."""
+
+    answer: _Answer
+    sha256: str
+    #: Where it ends in the blob, its bytes, and the same after compression.
+    end: int
+    length: int
+    wire: int
+    at: float
+
+
 class _Sender:
     def __init__(self, session: Session, traffic: Traffic, listener: Listener) -> None:
         self._session, self._traffic, self._listener = session, traffic, listener
-        self._window: deque[tuple[_Answer, str, int, int]] = deque()
+        self._window: deque[_Sent] = deque()
+        self._in_flight = 0
+        self._pace = Pace()
         self._compressor = zstandard.ZstdCompressor(level=_LEVEL)
         self._told = 0.0
 
@@ -101,8 +117,9 @@ class _Sender:
                 if len(await self._compressed(sample)) < _WORTH * len(sample):
                     codec = "zstd"
             while True:
-                data = os.pread(descriptor, CHUNK_SIZE, offset)
-                if len(data) != min(CHUNK_SIZE, size - offset):
+                length = min(self._pace.size, size - offset)
+                data = os.pread(descriptor, length, offset)
+                if len(data) != length:
                     raise FleetError(f"blob {sha256[:12]} has changed on this machine", code="bad-bundle")
                 await self._chunk(sha256, offset, size, data, codec)
                 offset += len(data)
@@ -116,13 +133,17 @@ class _Sender:
         payload = await self._compressed(data) if codec == "zstd" else data
         if len(payload) >= len(data):
             payload, codec = data, "raw"
-        if len(self._window) >= CHUNK_WINDOW:
+        while self._window and not self._room(len(data)):
             await self._oldest()
         chunk = p.PutChunk(
             token=self._session.token, sha256=sha256, offset=offset, length=len(data), total=size, codec=codec
         )
         answer = await self._session.connection.start(chunk, payload)
-        self._window.append((answer, sha256, offset + len(data), len(payload)))
+        self._window.append(_Sent(answer, sha256, offset + len(data), len(data), len(payload), time.monotonic()))
+        self._in_flight += len(data)
+
+    def _room(self, length: int) -> bool:
+        return len(self._window) < CHUNK_WINDOW and self._in_flight + length <= self._pace.in_flight
 
     async def drain(self) -> None:
         while self._window:
@@ -130,23 +151,25 @@ class _Sender:
 
     def forget(self) -> None:
         """Nobody waits for the answers to chunks that are still out when one has failed."""
-        for answer, *_ in self._window:
-            answer.cancel()
+        for sent in self._window:
+            sent.answer.cancel()
 
     async def _oldest(self) -> None:
-        answer, sha256, end, wire = self._window[0]
-        if not await done_within(_CHUNK_TIMEOUT, answer):
+        oldest = self._window[0]
+        if not await done_within(_CHUNK_TIMEOUT, oldest.answer):
             raise FleetError(
                 f"{self._session.device.name} has not stored a chunk for {_CHUNK_TIMEOUT:.0f} s", code="timeout"
             )
-        stored = narrow(answer.result()[0], p.ChunkStored)
+        stored = narrow(oldest.answer.result()[0], p.ChunkStored)
         self._window.popleft()
-        if stored.sha256 != sha256:
+        self._in_flight -= oldest.length
+        self._pace.acknowledged(oldest.length, time.monotonic() - oldest.at)
+        if stored.sha256 != oldest.sha256:
             raise p.ProtocolError(f"{self._session.device.name} acknowledged a chunk that it was not sent")
         traffic = self._traffic
-        traffic.sent += end - traffic.held[sha256]
-        traffic.held[sha256] = end
-        traffic.on_wire += wire
+        traffic.sent += oldest.end - traffic.held[oldest.sha256]
+        traffic.held[oldest.sha256] = oldest.end
+        traffic.on_wire += oldest.wire
         self._tell()
 
     def _tell(self) -> None:

@@ -29,7 +29,14 @@ REQUEST_TIMEOUT: Final = 15.0
 
 # --- Blobs --------------------------------------------------------------------------------------
 # A chunk is what is lost when a connection is cut; the window is how many are in flight unacknowledged.
-CHUNK_SIZE: Final = 1 << 20
+# Its size follows the link: it grows fourfold while a chunk is acknowledged quickly and halves when that takes long
+# (seconds). Large ones cost an agent much less: the file system then takes large pages.
+CHUNK_FIRST: Final = 256 << 10
+CHUNK_SMALLEST: Final = 64 << 10
+CHUNK_LARGEST: Final = 4 << 20
+CHUNK_QUICK: Final = 0.25
+CHUNK_SLOW: Final = 2.0
+# In flight are this many small blobs, or two chunks: one on its way while the other is stored.
 CHUNK_WINDOW: Final = 8
 # What an agent accepts in one message, whatever the sender claims.
 MAX_MESSAGE: Final = 16 << 20
