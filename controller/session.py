@@ -113,7 +113,8 @@ class Session:
         )
 
     async def _acquire(self, wait: float) -> None:
-        asked = p.AcquireLease(holder=self._holder, wait=wait)
+        # With the device's name: one board that is in the inventory twice is not used by both entries at once.
+        asked = p.AcquireLease(holder=f"{self._holder}/{self.device.name}", wait=wait)
         lease = await self.connection.request(asked, p.Lease, timeout=wait + REQUEST_TIMEOUT)
         self.token = lease.token
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -185,8 +186,13 @@ def server(answer: Callable[[socket.socket], None]) -> Iterator[int]:
 
         def serve() -> None:
             peer, _ = listener.accept()
-            with peer:
+            with peer, contextlib.suppress(OSError):
                 answer(peer)
+                # Closing with something unread would be a reset, which may overtake the answer.
+                peer.shutdown(socket.SHUT_WR)
+                peer.settimeout(10)
+                while peer.recv(4096):
+                    pass
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
