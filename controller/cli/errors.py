@@ -66,7 +66,7 @@ def _explain(error: BaseException, arguments: Sequence[str], debug: bool) -> tup
         return (
             "missing-extra",
             f"this needs the Python package {error.name}, which is not installed",
-            f"pip install 'fleet-edge[{missing}]'",
+            f"make setup, or pip install 'fleet-edge[{missing}]'",
             exits.USAGE,
         )
     where = "" if debug else _write_debug_log(error, arguments)
@@ -78,9 +78,10 @@ def _extra(module: str) -> str:
     """The extra of our distribution that brings a top-level module; empty for those that no extra brings."""
     top = module.partition(".")[0]
     extras = {
-        "controller": ("rich", "ruamel", "sqlalchemy", "PIL", "scipy", "onnx", "ziglang"),
+        "controller": ("rich", "ruamel", "sqlalchemy", "PIL", "onnx", "ziglang"),
         "tvm": ("tvm", "tvm_ffi", "ml_dtypes", "cloudpickle", "tornado"),
         "torch": ("torch", "torchvision", "onnxruntime", "onnxscript", "pycocotools"),
+        "stats": ("scipy",),
         "postgresql": ("psycopg",),
         "dask": ("distributed", "dask"),
     }

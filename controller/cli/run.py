@@ -30,9 +30,7 @@ def register(app: typer.Typer) -> None:
             typer.Option("-o", "--output", metavar="FILE", help="Write the picture with its boxes; a folder for many."),
         ] = "",
         top: Annotated[int, typer.Option(min=1, help="How many labels.")] = 5,
-        threshold: Annotated[
-            float | None, typer.Option(min=0, max=1, help="Lowest score of a box; the model's own if left out.")
-        ] = None,
+        threshold: Annotated[float, typer.Option(min=0, max=1, help="Lowest score of a box.")] = 0.3,
         slot: arguments.Slot = "default",
         threads: arguments.Threads = 0,
     ) -> int:

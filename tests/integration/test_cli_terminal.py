@@ -80,7 +80,9 @@ class Tmux:
 
     def __init__(self, folder: Path, columns: int, rows: int) -> None:
         self._environ = {**os.environ, "TMUX_TMPDIR": str(folder), "TERM": "xterm-256color", "LC_ALL": "C.UTF-8"}
-        self._environ.pop("TMUX", None)
+        # What the tests themselves run in, and the size that parallel workers are told they have, are not its own.
+        for name in ("TMUX", "COLUMNS", "LINES"):
+            self._environ.pop(name, None)
         self("-f", "/dev/null", "new-session", "-d", "-x", str(columns), "-y", str(rows), "sh")
 
     def __call__(self, *arguments: str) -> str:

@@ -174,7 +174,7 @@ def test_two_carriers_reach_one_agent(home: Home, over_rpc: Device) -> None:
 
     over, direct = asyncio.run(asyncio.wait_for(both(), 60))
     assert over.device == direct.device == "board-1"
-    assert over.lease is not None and direct.lease is not None and direct.lease.holder == "test"
+    assert over.lease is not None and direct.lease is not None and direct.lease.holder == "test/board-1"
 
 
 def test_a_stock_client_measures_on_the_same_agent(over_rpc: Device, tmp_path: Path) -> None:
