@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
-from targets.statistics import MAX_UNITS, correlation, median_interval, student95, summarise, units
+from targets.statistics import (
+    MAX_UNITS,
+    REPEATABILITY,
+    centre_interval,
+    correlation,
+    median_interval,
+    student95,
+    summarise,
+    units,
+)
 
 Floats = npt.NDArray[np.float64]
 BLOCKS, QUERIES = 20, 60
@@ -52,9 +61,16 @@ def test_two_runs_of_the_same_agree(r: float) -> None:
 def test_the_interval_is_not_wide_for_nothing() -> None:
     """On a quiet machine it is within a factor of two of what independent normal samples allow."""
     rng = np.random.default_rng(2)
-    widths = [np.ptp(median_interval(noisy_run(rng, 0, 0), [QUERIES] * BLOCKS)) for _ in range(100)]
+    widths = [np.ptp(centre_interval(noisy_run(rng, 0, 0), [QUERIES] * BLOCKS)) for _ in range(100)]
     ideal = 2 * 1.96 * 1.2533 * 0.02 / math.sqrt(BLOCKS * QUERIES)
     assert np.median(widths) < 2 * ideal
+
+
+def test_no_interval_claims_more_than_runs_repeat() -> None:
+    rng = np.random.default_rng(3)
+    samples = noisy_run(rng, 0, 0)
+    low, high = median_interval(samples, [QUERIES] * BLOCKS)
+    assert (high - low) / np.median(samples) == pytest.approx(2 * REPEATABILITY, rel=0.01)
 
 
 def test_a_burst_of_other_load_does_not_decide() -> None:
