@@ -25,9 +25,9 @@ COARSE_UNITS = 5
 #: Share cut off at each end of the units, so that a burst of other load does not decide the width.
 TRIM = 0.2
 
-#: Half-width, relative, below which no interval of a median is believed. Measured: medians of runs of one release, each
-#: in a process of its own on an otherwise idle machine, were up to 0.95 % apart.
-REPEATABILITY = 0.0075
+#: Half-width, relative, below which no interval of a median is believed. Measured with a model of a millisecond: medians
+#: of runs of one release, each in a process of its own on an otherwise idle machine, were up to 2.7 % apart, mostly 1 %.
+REPEATABILITY = 0.015
 
 # Two-sided 95 % quantiles of Student's t for 1 to 20 degrees of freedom; above, 1.96 + 2.6/df is within 0.004.
 _T95 = (
