@@ -25,8 +25,8 @@ COARSE_UNITS = 5
 #: Share cut off at each end of the units, so that a burst of other load does not decide the width.
 TRIM = 0.2
 
-#: Half-width, relative, below which no interval of a median is believed. Measured with a model of a millisecond: medians
-#: of runs of one release, each in a process of its own on an otherwise idle machine, were up to 2.7 % apart, mostly 1 %.
+#: Half-width, relative, below which no interval of a median is believed. Measured with a model of a millisecond, each
+#: run in a process of its own on an otherwise idle machine: runs of one release mostly differ by 1 %, by 2.7 % at most.
 REPEATABILITY = 0.015
 
 # Two-sided 95 % quantiles of Student's t for 1 to 20 degrees of freedom; above, 1.96 + 2.6/df is within 0.004.
