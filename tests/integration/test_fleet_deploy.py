@@ -403,8 +403,10 @@ def test_an_interrupt_in_a_build_ends_it(yard: Yard) -> None:
     yard.up(1, target="x86")
     model = convnet(yard.root / "net.onnx")
     code = (
-        "import asyncio\n"
+        "import asyncio, signal\n"
         "from controller.fleet import Fleet\n"
+        # A shell starts what it runs in the background with interrupts ignored, and that is inherited.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "fleet = Fleet(listener=lambda event: print(getattr(event, 'stage', ''), flush=True))\n"
         f"asyncio.run(fleet.deploy({str(model)!r}, fleet.select(everything=True)))\n"
     )
