@@ -113,8 +113,6 @@ async def transfers(home: Home, port: int, size: int, repeats: int, content: Cal
     for turn in range(repeats + 1):
         for way in seconds:
             data = content(size)
-            # Fleet's pushes wait for the disk, the upload does not: nobody shall wait for what another left to write.
-            await asyncio.to_thread(os.sync)
             if way == "upload":
                 file = home.state / "upload.bin"
                 file.write_bytes(data)
@@ -139,6 +137,7 @@ async def timed_push(home: Home, device: Device, data: bytes) -> tuple[float, in
     bundle = one_file(sha256, len(data), blobs)
     traffic = Traffic()
     async with Session(device, Keys(home.keys), holder="benchmark", lease=True, listener=ignore) as session:
+        # A push waits for the disk, an upload does not: it shall not wait for what the others left to write.
         await asyncio.to_thread(os.sync)
         started = time.perf_counter()
         await push(session, bundle, traffic, ignore)
