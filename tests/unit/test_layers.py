@@ -13,7 +13,7 @@ ALLOWED = {
     "targets": {"targets", "bitstreams"},
     "agent": {"agent", "targets"},
     "controller": {"controller", "targets", "bitstreams", "agent.protocol"},
-    "bitstreams": {"bitstreams"},
+    "bitstreams": {"bitstreams", "targets.base"},
 }
 
 
