@@ -13,7 +13,7 @@ ALLOWED = {
     "targets": {"targets", "bitstreams"},
     "agent": {"agent", "targets"},
     "controller": {"controller", "targets", "bitstreams", "agent.protocol"},
-    "bitstreams": {"bitstreams", "targets.base"},
+    "bitstreams": {"bitstreams", "targets.base", "targets.files"},
 }
 
 
