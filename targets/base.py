@@ -7,7 +7,8 @@ imported only when they are asked for, so naming a target costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     Array = npt.NDArray[np.generic]
 
 Option = str | int | float | bool
+#: Options that name files of the host. A bundle says what was in them (`HostHalf.toolchain`), never where they lay.
+LOCAL_OPTIONS = frozenset({"bitstream", "calibration", "config"})
 Role = Literal["library", "weight", "golden-input", "golden-output", "extra"]
 
 
@@ -173,6 +176,41 @@ class HostHalf(Protocol):
         ...
 
 
+#: Inputs of a model to calibrate it on: for the specs of all its inputs, one list of arrays after the other.
+Samples = Callable[[Sequence[TensorSpec]], "Iterable[Sequence[Array]]"]
+
+
+@dataclass(frozen=True, slots=True)
+class Quantised:
+    """What was built of a network in integers, and what it shall compute.
+
+    ``reference`` takes inputs in the order of ``output.inputs`` and gives the outputs; ``words`` names it.
+    """
+
+    output: BuildOutput
+    reference: Callable[[Sequence[Array]], list[Array]]
+    words: str
+
+
+@runtime_checkable
+class QuantisingHalf(Protocol):
+    """A host half that makes integers of a network, and so needs samples of its inputs. Otherwise a `HostHalf`.
+
+    The option ``calibration`` is the caller's, who makes ``samples`` of it; the half never sees it.
+    """
+
+    def toolchain(self, options: Mapping[str, Option]) -> dict[str, str]: ...
+
+    def build_quantised(
+        self,
+        model: SourceModel,
+        options: Mapping[str, Option],
+        samples: Samples,
+        workdir: Path,
+        progress: Callable[[str, float], None],
+    ) -> Quantised: ...
+
+
 class Runner(Protocol):
     """One loaded model on a device, inside its worker process."""
 
@@ -192,6 +230,15 @@ class Runner(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """A runner whose accelerator counts what it does."""
+
+    def counters(self) -> dict[str, float]:
+        """What one inference costs, by the accelerator's own names; of the last one."""
+        ...
 
 
 class LoadedBundle(Protocol):
@@ -226,9 +273,23 @@ class Target(Protocol):
     name: str
     description: str
 
-    def host(self) -> HostHalf: ...
+    def host(self) -> HostHalf | QuantisingHalf: ...
 
     def device(self) -> DeviceHalf: ...
+
+
+@runtime_checkable
+class SimulatedTarget(Protocol):
+    """A target whose accelerator can be simulated, so that its boards can be simulated on other machines."""
+
+    #: Whether there is no real board of this kind.
+    only_simulated: bool
+
+    def simulated_options(self, options: Mapping[str, Option]) -> dict[str, Option]:
+        """``options`` of a build for the real board, as a board that is simulated on this machine needs them."""
+        ...
+
+    def simulated_device(self) -> DeviceHalf: ...
 
 
 def names() -> list[str]:
@@ -249,3 +310,27 @@ def find(name: str) -> Target:
     raise FleetError(
         f"there is no target '{name}'", code="unknown-target", hint=f"installed targets: {', '.join(names())}"
     )
+
+
+def device_half(name: str, simulated: bool) -> DeviceHalf:
+    """The device half of a board, or of a simulation of it. Raises :class:`FleetError` like `find`."""
+    target = find(name)
+    return target.simulated_device() if simulated and isinstance(target, SimulatedTarget) else target.device()
+
+
+def is_simulator(name: str) -> bool:
+    """Whether boards of this target are simulations, wherever they run."""
+    target = find(name)
+    return isinstance(target, SimulatedTarget) and target.only_simulated
+
+
+def check_options(options: Mapping[str, Option], kinds: Mapping[str, type], target: str) -> None:
+    """Raises :class:`FleetError` (``bad-option``) for an option that is not one of ``kinds``, or of another type."""
+    for name, value in options.items():
+        kind = kinds.get(name)
+        if kind is None:
+            raise FleetError(
+                f"a build for {target} has no option '{name}'", code="bad-option", hint=f"it has: {', '.join(kinds)}"
+            )
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise FleetError(f"option '{name}' must be a {kind.__name__}, not {value!r}", code="bad-option")

@@ -106,6 +106,8 @@ ARMV7_MACHINE = Machine(
     float_abi="hard",
 )
 
+MACHINES = {machine.uname: machine for machine in (X86_MACHINE, ARM64_MACHINE, ARMV7_MACHINE)}
+
 
 def machine() -> str:
     """This process's machine. A 32-bit system on a 64-bit ARM kernel counts as what its programs are."""
