@@ -25,8 +25,8 @@ class Interrupted(Exception):
     """Ctrl-C, or what is meant like it."""
 
 
-def tell(error: BaseException, arguments: Sequence[str]) -> int:
-    """Print ``error`` as the options among ``arguments`` ask for; the exit code that belongs to it.
+def tell(error: BaseException, arguments: Sequence[str], program: str = "fleet") -> int:
+    """Print ``error`` as the options among ``arguments`` of ``program`` ask for; the exit code that belongs to it.
 
     The arguments are looked at as they are because they may be the very thing that is wrong.
     """
@@ -37,7 +37,7 @@ def tell(error: BaseException, arguments: Sequence[str]) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":
         # Making it has printed the help.
         return exits.USAGE
-    code, message, hint, exit_code = _explain(error, arguments, debug)
+    code, message, hint, exit_code = _explain(error, arguments, debug, program)
     if debug:
         traceback.print_exception(type(error), error, error.__traceback__, file=sys.stderr)
     if as_json:
@@ -52,7 +52,7 @@ def tell(error: BaseException, arguments: Sequence[str]) -> int:
     return exit_code
 
 
-def _explain(error: BaseException, arguments: Sequence[str], debug: bool) -> tuple[str, str, str, int]:
+def _explain(error: BaseException, arguments: Sequence[str], debug: bool, program: str) -> tuple[str, str, str, int]:
     """Code, message, hint and exit code."""
     if isinstance(error, FleetError):
         return error.code, error.message, error.hint, exits.of(error.code)
@@ -60,7 +60,7 @@ def _explain(error: BaseException, arguments: Sequence[str], debug: bool) -> tup
         return "interrupted", "interrupted", "", exits.INTERRUPTED
     if isinstance(error, typer.TyperException):
         context = getattr(error, "ctx", None)
-        command = context.command_path if context else "fleet"
+        command = context.command_path if context else program
         return "usage", error.format_message(), f"`{command} --help` shows what there is", exits.USAGE
     if isinstance(error, ModuleNotFoundError) and (missing := _extra(error.name or "")):
         return (
@@ -69,9 +69,9 @@ def _explain(error: BaseException, arguments: Sequence[str], debug: bool) -> tup
             f"make setup, or pip install 'fleet-edge[{missing}]'",
             exits.USAGE,
         )
-    where = "" if debug else _write_debug_log(error, arguments)
+    where = "" if debug else _write_debug_log(error, arguments, program)
     hint = f"the traceback is in {where}" if where else ("" if debug else "run it again with --debug")
-    return "internal", f"fleet failed unexpectedly: {type(error).__name__}: {error}", hint, exits.FAILED
+    return "internal", f"{program} failed unexpectedly: {type(error).__name__}: {error}", hint, exits.FAILED
 
 
 def _extra(module: str) -> str:
@@ -84,6 +84,7 @@ def _extra(module: str) -> str:
         "stats": ("scipy",),
         "postgresql": ("psycopg",),
         "dask": ("distributed", "dask"),
+        "vta": ("numba", "llvmlite"),
     }
     return next((name for name, modules in extras.items() if top in modules), "")
 
@@ -105,7 +106,7 @@ def _print(message: str, hint: str, quiet: bool) -> None:
         return
 
 
-def _write_debug_log(error: BaseException, arguments: Sequence[str]) -> Path | str:
+def _write_debug_log(error: BaseException, arguments: Sequence[str], program: str) -> Path | str:
     """Append the traceback to the debug log; its path, or nothing if it cannot be written."""
     from controller.home import Home
 
@@ -113,7 +114,8 @@ def _write_debug_log(error: BaseException, arguments: Sequence[str]) -> Path | s
         path = Home.find().state / "debug.log"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as log:
-            log.write(f"--- {datetime.now(timezone.utc).isoformat(timespec='seconds')} fleet {' '.join(arguments)}\n")
+            when = datetime.now(timezone.utc).isoformat(timespec="seconds")
+            log.write(f"--- {when} {program} {' '.join(arguments)}\n")
             traceback.print_exception(type(error), error, error.__traceback__, file=log)
     except OSError:
         return ""
