@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
 import numpy as np
 
 from targets.vta.config import VtaConfig
-from targets.vta.isa import Memory, Opcode, Table, element_bytes
+from targets.vta.isa import Memory, Opcode, element_bytes
+
+if TYPE_CHECKING:
+    from targets.vta.isa import Table
 
 NAMES = (
     *("inp_load_nbytes", "wgt_load_nbytes", "acc_load_nbytes", "uop_load_nbytes", "out_store_nbytes"),
