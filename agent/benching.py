@@ -73,12 +73,12 @@ class Bencher:
             await self._carry_out(plan, arms, workers, during, tell)
             last = self._board.telemetry.mark([os.getpid()])
             after = await self._reading()
-            added = [(await worker.call(c.AskConditions(), c.Conditions)).values for worker in workers]
+            added = [await worker.call(c.AskConditions(), c.Conditions) for worker in workers]
         found = verdict.conditions(before, during.taken, after, **_load(first, last))
         ids = [uuid.uuid4().hex for _ in arms]
         results = []
         for number, arm in enumerate(arms):
-            conditions = {**found, **added[number]}
+            conditions = {**found, **added[number].values}
             judged, reason = verdict.judge(spec, plan.shortfalls(number), conditions)
             results.append(
                 p.RunResult(
@@ -99,6 +99,7 @@ class Bencher:
                     blocks=plan.blocks(number),
                     spec=spec,
                     conditions=conditions,
+                    counters=added[number].counters,
                     interleaved_with=ids[1 - number] if len(arms) == 2 else "",
                     agent_version=VERSION,
                 )

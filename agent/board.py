@@ -13,8 +13,9 @@ log = logging.getLogger("agent.board")
 
 
 class Board:
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, simulated: bool) -> None:
         self._target = target
+        self._simulated = simulated
         self._device: base.DeviceHalf | None = None
         self._own_readings = True
         self._read_at = float("-inf")
@@ -38,7 +39,7 @@ class Board:
         if self._own_readings:
             try:
                 if self._device is None:
-                    self._device = base.find(self._target).device()
+                    self._device = base.device_half(self._target, self._simulated)
                 readings.update(self._device.telemetry())
             except Exception:
                 # A plug-in's trouble is said once, and is not the agent's.

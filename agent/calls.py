@@ -25,6 +25,7 @@ class Load(Call, tag="load", kw_only=True):
     bundle: str
     threads: int
     faults: list[str]
+    simulated: bool = False
 
 
 class Loaded(Call, tag="loaded", kw_only=True):
@@ -79,7 +80,10 @@ class AskConditions(Call, tag="conditions", kw_only=True):
 
 
 class Conditions(Call, tag="are-conditions", kw_only=True):
+    """``counters``: what one inference cost, of an accelerator that counts."""
+
     values: dict[str, str]
+    counters: dict[str, float] = {}
 
 
 class Failed(Call, tag="failed", kw_only=True):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from targets.base import FleetError
+from targets.base import Counting, FleetError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -99,6 +99,9 @@ class FaultyRunner:
 
     def conditions(self) -> dict[str, str]:
         return {**self._runner.conditions(), "faults": " ".join(self._faults.texts())}
+
+    def counters(self) -> dict[str, float]:
+        return self._runner.counters() if isinstance(self._runner, Counting) else {}
 
     def close(self) -> None:
         self._runner.close()

@@ -162,7 +162,8 @@ def _config(options: argparse.Namespace) -> Config:
         rpc_port=_rpc_port(options.rpc_port),
         rpc_key=options.rpc_key or options.target,
         tracker=_host_port(options.tracker) if options.tracker else None,
-        simulated=options.simulated,
+        # A simulator is no board, whoever started it.
+        simulated=options.simulated or base.is_simulator(options.target),
         faults=faults,
         quota=FULL_DISK_QUOTA if "disk-full" in faults else options.quota,
         **{name: value for name, value in given.items() if value is not None},

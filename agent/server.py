@@ -60,7 +60,7 @@ class Server:
         self._config = config
         self._store = store
         self._book = book
-        self._board = Board(config.target)
+        self._board = Board(config.target, config.simulated)
         self._pool = WorkerPool(config)
         self._machine = Machine(store.slots(), new_token=lambda: secrets.token_urlsafe(18))
         self._service = Service(config, self._machine, store, journal, self._pool, self._board)

@@ -14,7 +14,7 @@ from agent.golden import compare
 from agent.store import StoredBundle, load_bundle
 from agent.tensors import from_bytes, spec_of, to_bytes
 from targets import base
-from targets.base import FleetError, Runner, TensorSpec
+from targets.base import Counting, FleetError, Runner, TensorSpec
 
 
 class Worker:
@@ -41,7 +41,7 @@ class Worker:
                 return self._run_once(call.inputs)
             if isinstance(call, c.Measure):
                 return self._measure(call.queries)
-            return c.Conditions(values=self._loaded[1].conditions())
+            return self._conditions()
         except FleetError as error:
             return c.Failed(code=error.code, message=error.message, hint=error.hint)
         except Exception as error:
@@ -50,7 +50,7 @@ class Worker:
 
     def _load(self, call: c.Load) -> c.Loaded:
         bundle = load_bundle(Path(call.bundle))
-        device = base.find(call.target).device()
+        device = base.device_half(call.target, call.simulated)
         if unmet := unmet_version(bundle.manifest.requirements.agent) or device.unmet(bundle.manifest.requirements):
             return c.Loaded(engine=bundle.manifest.engine, unmet=unmet)
         self._bundle = bundle
@@ -104,6 +104,11 @@ class Worker:
             runner.infer(self._read(bundle.manifest.golden.inputs[0], bundle.manifest.inputs))
             self._measurable = True
         return c.Measured(seconds=to_bytes(runner.measure(queries).astype("float64")))
+
+    def _conditions(self) -> c.Conditions:
+        _, runner = self._loaded
+        counters = runner.counters() if isinstance(runner, Counting) else {}
+        return c.Conditions(values=runner.conditions(), counters=counters)
 
 
 def unmet_version(wanted: str) -> str:

@@ -103,6 +103,7 @@ class Worker:
             bundle=str(bundle.root),
             threads=threads,
             faults=self._config.faults.texts(),
+            simulated=self._config.simulated,
         )
         loaded = await self.call(call, c.Loaded, self._config.start_deadline)
         self.engine = loaded.engine

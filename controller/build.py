@@ -17,12 +17,22 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from controller import golden
+from controller import calibration, golden
 from controller.build_process import BuildProcess, Done, Job
 from controller.cache import BuildCache, cache_key
+from controller.calibration import Calibration
 from controller.events import Listener, Progress, ignore
 from controller.home import Home
-from targets.base import BuiltFile, FleetError, HostHalf, Option, SourceModel, find
+from targets.base import (
+    LOCAL_OPTIONS,
+    BuiltFile,
+    FleetError,
+    HostHalf,
+    Option,
+    QuantisingHalf,
+    SourceModel,
+    find,
+)
 from targets.blobs import BlobDir
 from targets.bundle import FileEntry, Golden, Manifest, ModelInfo, bundle_id, canonical, parse_manifest
 from targets.files import make_directory
@@ -87,7 +97,7 @@ def build(
         return [future.result() for future in futures]
 
 
-Run = Callable[[BuildRequest, Path, Stages], Done]
+Run = Callable[[BuildRequest, Calibration | None, Path, Stages], Done]
 
 
 def _one(request: BuildRequest, cache: BuildCache, run: Run, listener: Listener, stop: threading.Event) -> Built:
@@ -105,12 +115,16 @@ def _one(request: BuildRequest, cache: BuildCache, run: Run, listener: Listener,
     try:
         host = find(request.target).host()
         toolchain = host.toolchain(request.options)
+        samples = None
+        if isinstance(host, QuantisingHalf):
+            samples = calibration.choose(request.model, str(request.options.get("calibration", "")))
+            toolchain["calibration"] = samples.words
         key = cache_key(_key(request, host, toolchain))
         with cache.lock(key, waiting):
             found = cache.load(key)
             if found is None:
                 with _workdir(cache.root) as workdir:
-                    done = run(request, workdir, stages)
+                    done = run(request, samples, workdir, stages)
                     stages("store", 1.0)
                     manifest = _manifest(request, toolchain, done, cache.blobs)
                 data = canonical(manifest)
@@ -135,33 +149,39 @@ def _one(request: BuildRequest, cache: BuildCache, run: Run, listener: Listener,
         return Built(request=request, blobs=cache.blobs, seconds=time.monotonic() - start, error=error)
 
 
-def _key(request: BuildRequest, host: HostHalf, toolchain: Mapping[str, str]) -> dict[str, Any]:
+def _key(request: BuildRequest, host: HostHalf | QuantisingHalf, toolchain: Mapping[str, str]) -> dict[str, Any]:
     """All that shapes a build. The path of the model's file is not among it."""
     model = request.model
     return {
         "model": {"sha256": model.sha256, "info": _info(model), "format": model.format},
         "io": [model.inputs, model.outputs],
         "target": request.target,
-        "options": dict(request.options),
+        "options": _recorded(request.options),
         "toolchain": dict(toolchain),
         "golden": [golden.RECIPE, golden.SETS, golden.reference(model)],
-        "code": [_code(type(host).__module__), _code("targets.relax_import"), _code("controller.golden")],
+        "code": [
+            _code(type(host).__module__),
+            _code("targets"),
+            _code("controller.golden"),
+            _code("controller.calibration"),
+        ],
     }
 
 
 @cache
 def _code(module: str) -> str:
     """Digest of the Python sources that a build runs: a changed compiler must not hand out its old results."""
-    package = module.rpartition(".")[0] or module
-    spec = find_spec(package if package not in ("targets", "controller") else module)
+    package = module.partition(".")[0]
+    # Of ours, all targets: they build on one another. Of the controller, the module alone.
+    spec = find_spec(module if package == "controller" else package)
     if spec is None or spec.origin is None:
         return ""
     origin = Path(spec.origin)
-    # A target in a package of its own is all of that package; one of ours in `targets` is the modules of `targets`.
-    sources = sorted(origin.parent.glob("*.py"))
+    sources = sorted(origin.parent.rglob("*.py")) if origin.name == "__init__.py" else [origin]
     digest = hashlib.sha256()
     for source in sources:
-        digest.update(source.name.encode() + b"\0" + hashlib.sha256(source.read_bytes()).digest())
+        name = str(source.relative_to(origin.parent))
+        digest.update(name.encode() + b"\0" + hashlib.sha256(source.read_bytes()).digest())
     return digest.hexdigest()
 
 
@@ -171,7 +191,7 @@ def _manifest(request: BuildRequest, toolchain: Mapping[str, str], done: Done, b
         model=_info(request.model),
         target=request.target,
         toolchain=dict(toolchain),
-        options=dict(request.options),
+        options=_recorded(request.options),
         inputs=output.inputs,
         outputs=output.outputs,
         entry=output.entry,
@@ -181,6 +201,10 @@ def _manifest(request: BuildRequest, toolchain: Mapping[str, str], done: Done, b
         golden=Golden(done.golden_inputs, done.golden_outputs, output.rtol, output.atol, done.reference),
         files=tuple(_entry(file, blobs) for file in (*output.files, *done.golden_files)),
     )
+
+
+def _recorded(options: Mapping[str, Option]) -> dict[str, Option]:
+    return {name: value for name, value in options.items() if name not in LOCAL_OPTIONS}
 
 
 def _info(model: SourceModel) -> ModelInfo:
@@ -216,13 +240,13 @@ def _workers(scheduler: str, home: Home, stop: threading.Event) -> Iterator[Run]
     """What runs a build: a process here, or one on a worker of a Dask cluster."""
     if not scheduler:
         with _stopper(stop) as running:
-            yield lambda request, workdir, stages: _here(request, workdir, stages, home, running)
+            yield lambda request, samples, workdir, stages: _here(request, samples, workdir, stages, home, running)
         return
     from controller import dask_builds
 
     with dask_builds.executor(scheduler) as executor:
-        yield lambda request, workdir, stages: dask_builds.run(
-            executor, request.model, request.target, request.options, workdir, stages, stop
+        yield lambda request, samples, workdir, stages: dask_builds.run(
+            executor, request.model, request.target, request.options, samples, workdir, stages, stop
         )
 
 
@@ -247,8 +271,15 @@ def _stopper(stop: threading.Event) -> Iterator[set[BuildProcess]]:
         watcher.join()
 
 
-def _here(request: BuildRequest, workdir: Path, stages: Stages, home: Home, running: set[BuildProcess]) -> Done:
-    job = Job(request.model, request.target, dict(request.options), str(workdir), str(home.cache / "zig"))
+def _here(
+    request: BuildRequest,
+    samples: Calibration | None,
+    workdir: Path,
+    stages: Stages,
+    home: Home,
+    running: set[BuildProcess],
+) -> Done:
+    job = Job(request.model, request.target, dict(request.options), str(workdir), str(home.cache / "zig"), samples)
     process = BuildProcess(job)
     running.add(process)
     try:

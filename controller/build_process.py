@@ -16,7 +16,8 @@ from pathlib import Path
 
 import msgspec
 
-from targets.base import BuildOutput, BuiltFile, FleetError, Option, SourceModel
+from controller.calibration import Calibration
+from targets.base import BuildOutput, BuiltFile, FleetError, Option, QuantisingHalf, SourceModel
 
 LOG = "build.log"
 
@@ -27,6 +28,8 @@ class Job(msgspec.Struct, frozen=True):
     options: dict[str, Option]
     workdir: str
     zig_cache: str
+    #: For a half that quantises, what it is calibrated on.
+    calibration: Calibration | None = None
 
 
 class Done(msgspec.Struct, frozen=True, tag="done"):
@@ -144,14 +147,26 @@ def _crashed(status: int, log: Path) -> FleetError:
 
 def build(job: Job, progress: Callable[[str, float], None]) -> Done:
     """The build itself, in this process."""
+    from controller import calibration, golden
     from targets.base import find
 
     workdir = Path(job.workdir)
-    output = find(job.target).host().build(job.model, job.options, workdir, progress)
+    host = find(job.target).host()
+    own: tuple[golden.Run, str] | None = None
+    if isinstance(host, QuantisingHalf):
+        chosen = job.calibration or calibration.choose(job.model, "")
+        quantised = host.build_quantised(
+            job.model,
+            {name: value for name, value in job.options.items() if name != "calibration"},
+            lambda specs: calibration.inputs(chosen, job.model, specs),
+            workdir,
+            progress,
+        )
+        output, own = quantised.output, (quantised.reference, quantised.words)
+    else:
+        output = host.build(job.model, job.options, workdir, progress)
     progress("golden", 1.0)
-    from controller import golden
-
-    data = golden.make(job.model, output.inputs, output.outputs, workdir)
+    data = golden.make(job.model, output.inputs, output.outputs, workdir, own)
     return Done(output, data.files, data.inputs, data.outputs, data.reference)
 
 

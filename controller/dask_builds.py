@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from controller.build_process import BuildProcess, Done, Failed, Job, raised
+from controller.calibration import Calibration, files_of, with_files
 from targets.base import FleetError, Option, SourceModel, find
 
 CONNECT_TIMEOUT = "10s"
@@ -56,13 +57,15 @@ def run(
     model: SourceModel,
     target: str,
     options: Mapping[str, Option],
+    calibration: Calibration | None,
     workdir: Path,
     stages: Callable[[str, float], None],
     stop: threading.Event,
 ) -> Done:
     """One build on some worker; its files end up below ``workdir``."""
-    job = Job(msgspec.structs.replace(model, path=""), target, dict(options), "", "")
-    future = executor.submit(build_there, msgspec.json.encode(job), Path(model.path).read_bytes())
+    job = Job(msgspec.structs.replace(model, path=""), target, dict(options), "", "", calibration)
+    samples = files_of(calibration)
+    future = executor.submit(build_there, msgspec.json.encode(job), Path(model.path).read_bytes(), samples)
     stages("on the cluster", 0.0)
     while True:
         if stop.is_set():
@@ -93,7 +96,7 @@ def run(
     return _brought_here(answer.outcome, contents, workdir)
 
 
-def build_there(job_data: bytes, model: bytes) -> tuple[bytes, dict[str, bytes]]:
+def build_there(job_data: bytes, model: bytes, samples: Mapping[str, bytes]) -> tuple[bytes, dict[str, bytes]]:
     """On the worker: build, and hand back the outcome and the contents of its files by their names in the bundle."""
     job = msgspec.json.decode(job_data, type=Job)
     with tempfile.TemporaryDirectory(prefix="fleet-build-") as folder:
@@ -105,6 +108,7 @@ def build_there(job_data: bytes, model: bytes) -> tuple[bytes, dict[str, bytes]]
         local = msgspec.structs.replace(
             job,
             model=msgspec.structs.replace(job.model, path=str(source)),
+            calibration=with_files(job.calibration, samples, Path(folder) / "samples"),
             workdir=str(workdir),
             zig_cache=str(zig_cache),
         )

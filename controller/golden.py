@@ -38,15 +38,24 @@ def reference(model: SourceModel) -> str:
     return f"onnxruntime {runtime}" if runtime else f"onnx.reference {_version('onnx')}"
 
 
-def make(model: SourceModel, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], folder: Path) -> GoldenData:
+def make(
+    model: SourceModel,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    folder: Path,
+    own: tuple[Run, str] | None = None,
+) -> GoldenData:
     """Write golden inputs and outputs below ``folder``. ``inputs`` and ``outputs`` have all shapes fixed.
+
+    ``own`` is a reference, and its name, in place of the source framework: of a build that computes something else.
 
     Raises:
         ModelError: the source framework cannot run the model, or does not give what was promised.
     """
     import numpy as np
 
-    run = (_torch if model.format == "pt2" else _onnx)(model, inputs[0].shape[0] if inputs and inputs[0].shape else 0)
+    batch = inputs[0].shape[0] if inputs and inputs[0].shape else 0
+    run, words = own or ((_torch if model.format == "pt2" else _onnx)(model, batch), reference(model))
     files: list[BuiltFile] = []
     names: dict[str, list[tuple[str, ...]]] = {"input": [], "output": []}
 
@@ -70,11 +79,11 @@ def make(model: SourceModel, inputs: Sequence[TensorSpec], outputs: Sequence[Ten
             raise
         except Exception as error:
             # Frameworks raise what they like; all of it is about this model.
-            raise ModelError(f"{reference(model)} cannot run {model.name}: {str(error)[:500]}") from error
-        _check(results, outputs, model)
+            raise ModelError(f"{words} cannot run {model.name}: {str(error)[:500]}") from error
+        _check(results, outputs, model, words)
         keep("input", index, given, inputs)
         keep("output", index, results, outputs)
-    return GoldenData(tuple(files), tuple(names["input"]), tuple(names["output"]), reference(model))
+    return GoldenData(tuple(files), tuple(names["input"]), tuple(names["output"]), words)
 
 
 def sample(spec: TensorSpec, index: int, preprocess: Preprocess | None) -> Array:
@@ -131,7 +140,7 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
         return extended
 
 
-def _check(results: Sequence[Array], outputs: Sequence[TensorSpec], model: SourceModel) -> None:
+def _check(results: Sequence[Array], outputs: Sequence[TensorSpec], model: SourceModel, words: str) -> None:
     import numpy as np
 
     if len(results) != len(outputs):
@@ -139,7 +148,7 @@ def _check(results: Sequence[Array], outputs: Sequence[TensorSpec], model: Sourc
     for result, spec in zip(results, outputs, strict=True):
         if tuple(result.shape) != spec.shape or result.dtype.name != spec.dtype:
             raise ModelError(
-                f"{reference(model)} gives output '{spec.name}' as {result.dtype} {list(result.shape)}, "
+                f"{words} gives output '{spec.name}' as {result.dtype} {list(result.shape)}, "
                 f"the compiled model as {spec.dtype} {list(spec.shape)}"
             )
         if np.issubdtype(result.dtype, np.floating) and not np.isfinite(result).all():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ import msgspec
 
 from controller.events import Event, Listener
 from controller.inventory import Device
-from targets.base import FleetError, Option, SourceModel
+from targets.base import FleetError, Option, SimulatedTarget, SourceModel, find
 from targets.blobs import BlobDir
 from targets.bundle import Manifest, bundle_id, canonical
 from targets.keys import Signature
@@ -68,10 +68,10 @@ def jobs_for(
 ) -> list[Job]:
     """The model given, or those that the inventory assigns; options given here are on top of the inventory's."""
     if model is not None:
-        return [Job(_want(fleet, model, device.target, weights, options), slot, threads or device.threads)]
+        return [Job(_want_for(fleet, model, device, weights, options), slot, threads or device.threads)]
     return [
         Job(
-            _want(fleet, a.model, device.target, weights or a.weights, {**a.options, **options}),
+            _want_for(fleet, a.model, device, weights or a.weights, {**a.options, **options}),
             a.slot,
             threads or a.threads or device.threads,
         )
@@ -172,6 +172,16 @@ def read(fleet: Fleet, path: str) -> Bundle:
     manifest, signature = read_archive(Path(path), blobs)
     data = canonical(manifest)
     return Bundle(bundle_id(data), manifest, data, blobs, signature)
+
+
+def _want_for(fleet: Fleet, model: str, device: Device, weights: str, options: Mapping[str, Option]) -> Want:
+    """What to build for one device: a simulated board is not on the machine of the board that it stands for."""
+    want = _want(fleet, model, device.target, weights, options)
+    if device.simulated and want.target:
+        target = find(want.target)
+        if isinstance(target, SimulatedTarget):
+            return replace(want, options=tuple(sorted(target.simulated_options(dict(want.options)).items())))
+    return want
 
 
 def _want(fleet: Fleet, model: str, target: str, weights: str, options: Mapping[str, Option]) -> Want:

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
@@ -31,6 +32,8 @@ from targets.waiting import within
 _START_DEADLINE = 60.0
 #: Seconds between one way to end an agent and the next, harsher one.
 _END_PATIENCE = 5.0
+#: What an agent exits with when it was called wrongly.
+_USAGE_STATUS = 2
 _LOG = "output.log"
 
 
@@ -75,7 +78,8 @@ def up(
     """Have ``count`` boards of this kind running, and return them.
 
     What runs already is left alone, what died is started again with its store, what is missing is added under the next
-    free name. Raises FleetError ``sim-failed`` with the end of the log when an agent does not start.
+    free name. Raises FleetError ``sim-failed`` with the end of the log when an agent does not start, ``usage`` when it
+    refused what it was told, such as a fault that there is not.
     """
     from targets.base import find
 
@@ -101,14 +105,14 @@ def up(
         for entry in starting:
             _start(home, keys, entry)
         failures = _await(home, starting)
-        for entry, _ in failures:
-            _kill(entry)
-            if entry in added:
-                shutil.rmtree(home.sim / entry.name, ignore_errors=True)
+        for failure in failures:
+            _kill(failure.entry)
+            if failure.entry in added:
+                shutil.rmtree(home.sim / failure.entry.name, ignore_errors=True)
         if failures:
             raise FleetError(
-                "\n".join(f"the simulated board '{entry.name}' did not start: {why}" for entry, why in failures),
-                code="sim-failed",
+                "\n".join(f"the simulated board '{one.entry.name}' did not start: {one.why}" for one in failures),
+                code="usage" if all(one.refused for one in failures) else "sim-failed",
             )
         return [_board(home, entry) for entry in wanted]
 
@@ -246,20 +250,32 @@ def _start(home: Home, keys: Keys, entry: _Entry) -> None:
     temporary.replace(folder / "board.json")
 
 
-def _await(home: Home, starting: Sequence[_Entry]) -> list[tuple[_Entry, str]]:
-    """Wait until every agent is ready; those that are not, each with the reason."""
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """An agent that did not start, and why; ``refused`` when it did not understand what it was told."""
+
+    entry: _Entry
+    why: str
+    refused: bool = False
+
+
+def _await(home: Home, starting: Sequence[_Entry]) -> list[_Failure]:
+    """Wait until every agent is ready; those that are not."""
     deadline = time.monotonic() + _START_DEADLINE
     waiting, failures = list(starting), []
+    children = {entry.pid: _children[entry.pid] for entry in starting}
     while waiting:
         for entry in list(waiting):
             if _agent_info(home, entry).get("pid") == entry.pid:
                 waiting.remove(entry)
             elif not _alive(entry):
                 waiting.remove(entry)
-                failures.append((entry, _tail(home, entry) or "it ended without a word"))
+                refused = children[entry.pid].poll() == _USAGE_STATUS
+                failures.append(_Failure(entry, _tail(home, entry) or "it ended without a word", refused))
             elif time.monotonic() > deadline:
                 waiting.remove(entry)
-                failures.append((entry, f"it was not ready after {_START_DEADLINE:.0f} s\n{_tail(home, entry)}"))
+                why = f"it was not ready after {_START_DEADLINE:.0f} s\n{_tail(home, entry)}"
+                failures.append(_Failure(entry, why))
         time.sleep(0.02)
     return failures
 
