@@ -1,0 +1,142 @@
+"""The two inner operations of the simulator as LLVM vectors: a block product over many pixels, and an ALU operation.
+
+Written as generic vector IR, so that every processor LLVM knows runs them; on x86 the pattern of the product is one
+that LLVM turns into ``vpmaddwd`` or ``vpdpwssd``. A plain loop would not do: numba knows nothing of whether arrays
+overlap, so weights would be loaded again for every pixel. ``lanes`` is a tuple of as many zeros as a block has
+channels: the length is part of a tuple's type, so each block size gets code of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from targets.vta.isa import AluOp
+
+_I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+
+
+def _index(value: int) -> ir.Constant:
+    return ir.Constant(_I64, value)
+
+
+def _load(builder: ir.IRBuilder, pointer: ir.Value, kind: ir.Type, align: int) -> ir.Value:
+    return builder.load(builder.bitcast(pointer, kind.as_pointer()), align=align)
+
+
+def _store(builder: ir.IRBuilder, value: ir.Value, pointer: ir.Value, align: int) -> None:
+    builder.store(value, builder.bitcast(pointer, value.type.as_pointer()), align=align)
+
+
+def _shuffle(builder: ir.IRBuilder, value: ir.Value, places: list[int]) -> ir.Value:
+    mask = ir.Constant(ir.VectorType(_I32, len(places)), places)
+    return builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), mask)
+
+
+def _splat(builder: ir.IRBuilder, scalar: ir.Value, lanes: int) -> ir.Value:
+    vector = ir.Constant(ir.VectorType(scalar.type, lanes), ir.Undefined)
+    return _shuffle(builder, builder.insert_element(vector, scalar, ir.Constant(_I32, 0)), [0] * lanes)
+
+
+def _data(context: Any, builder: ir.IRBuilder, kind: Any, value: ir.Value) -> ir.Value:
+    """Pointer to a C-contiguous array's first element."""
+    return context.make_array(kind)(context, builder, value).data
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def block_products(  # type: ignore[no-untyped-def]
+    typingctx, acc, out, inp, wgt, d, s, w, rows, columns, d_row, d_column, s_row, s_column, batch, lanes
+) -> tuple[Any, Callable[..., Any]]:
+    """``ACC[d'] += INP[s'] · WGT[w]ᵀ; OUT[d'] = ACC[d']`` with ``d' = d + row·d_row + column·d_column``, s' likewise.
+
+    acc int32, inp int16 and out int8 (elements, batch·block); wgt int16 (elements, block·block), with its values in
+    pairs of input channels: [pair][output channel][2].
+    """
+    block: int = lanes.count
+    signature = types.void(acc, out, inp, wgt, *([types.int64] * 10), lanes)
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        acc, out, inp, wgt = (_data(context, builder, signature.args[at], args[at]) for at in range(4))
+        d, s, w, rows, columns, d_row, d_column, s_row, s_column, batch = args[4:14]
+        sums, pairs = ir.VectorType(_I32, block), ir.VectorType(_I16, 2 * block)
+        wide = ir.VectorType(_I32, 2 * block)
+        first = builder.mul(w, _index(block * block))
+        weights = [
+            _load(builder, builder.gep(wgt, [builder.add(first, _index(2 * block * pair))]), pairs, 2)
+            for pair in range(block // 2)
+        ]
+        with cgutils.for_range(builder, rows) as row, cgutils.for_range(builder, columns) as column:
+            to = builder.add(d, builder.add(builder.mul(row.index, d_row), builder.mul(column.index, d_column)))
+            of = builder.add(s, builder.add(builder.mul(row.index, s_row), builder.mul(column.index, s_column)))
+            with cgutils.for_range(builder, batch) as picture:
+                target = builder.mul(builder.add(builder.mul(to, batch), picture.index), _index(block))
+                source = builder.mul(builder.add(builder.mul(of, batch), picture.index), _index(block))
+                place = builder.gep(acc, [target])
+                total = _load(builder, place, sums, 4)
+                for pair in range(block // 2):
+                    channels = _load(builder, builder.gep(inp, [builder.add(source, _index(2 * pair))]), _I32, 2)
+                    values = builder.bitcast(_splat(builder, channels, block), pairs)
+                    products = builder.mul(builder.sext(values, wide), builder.sext(weights[pair], wide))
+                    even = _shuffle(builder, products, list(range(0, 2 * block, 2)))
+                    odd = _shuffle(builder, products, list(range(1, 2 * block, 2)))
+                    total = builder.add(total, builder.add(even, odd))
+                _store(builder, total, place, 4)
+                low = builder.trunc(total, ir.VectorType(_I8, block))
+                _store(builder, low, builder.gep(out, [target]), 1)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def alu_operation(  # type: ignore[no-untyped-def]
+    typingctx, acc, out, d, s, operation, use_imm, imm, spare_bits, batch, lanes
+) -> tuple[Any, Callable[..., Any]]:
+    """``ACC[d] = operation(ACC[d], imm or ACC[s]); OUT[d] = ACC[d]``.
+
+    A shift takes the low ``32 - spare_bits`` bits of its amount, signed.
+    """
+    block: int = lanes.count
+    signature = types.void(acc, out, *([types.int64] * 7), lanes)
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        acc, out = (_data(context, builder, signature.args[at], args[at]) for at in range(2))
+        d, s, operation, use_imm, imm, spare_bits, batch = args[2:9]
+        vector = ir.VectorType(_I32, block)
+        zero = ir.Constant(vector, [0] * block)
+        immediate = _splat(builder, builder.trunc(imm, _I32), block)
+        spare = _splat(builder, builder.trunc(spare_bits, _I32), block)
+        is_imm = builder.icmp_signed("!=", use_imm, _index(0))
+        with cgutils.for_range(builder, batch) as picture:
+            target = builder.mul(builder.add(builder.mul(d, batch), picture.index), _index(block))
+            source = builder.mul(builder.add(builder.mul(s, batch), picture.index), _index(block))
+            x = _load(builder, builder.gep(acc, [target]), vector, 4)
+            y = builder.select(is_imm, immediate, _load(builder, builder.gep(acc, [source]), vector, 4))
+            amount = builder.ashr(builder.shl(y, spare), spare)
+            left = builder.icmp_signed("<", amount, zero)
+            # both shifts are computed, each with an amount that is valid for it
+            shifted = builder.select(
+                left,
+                builder.shl(x, builder.select(left, builder.neg(amount), zero)),
+                builder.ashr(x, builder.select(left, zero, amount)),
+            )
+            less = builder.icmp_signed("<", x, y)
+            result = builder.mul(x, y)
+            for code, value in (
+                (AluOp.SHR, shifted),
+                (AluOp.ADD, builder.add(x, y)),
+                (AluOp.MAX, builder.select(less, y, x)),
+                (AluOp.MIN, builder.select(less, x, y)),
+            ):
+                result = builder.select(builder.icmp_signed("==", operation, _index(code)), value, result)
+            _store(builder, result, builder.gep(acc, [target]), 4)
+            low = builder.trunc(result, ir.VectorType(_I8, block))
+            _store(builder, low, builder.gep(out, [target]), 1)
+        return context.get_dummy_value()
+
+    return signature, codegen
