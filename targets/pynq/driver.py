@@ -113,12 +113,12 @@ class PynqDriver:
         if address % helper.PAGE or any(
             address < start + length and start < address + size for start, length in self._allocated.items()
         ):
-            raise DriverError(f"the board gave memory at {address:#x}, which is not free", code="bad-address")
+            raise DriverError(f"the board gave memory at {address:#x}, which is not free", code="vta-address")
         return address
 
     def free(self, address: int) -> None:
         if self._allocated.pop(address, None) is None:
-            raise DriverError(f"nothing is allocated at {address:#x}", code="bad-address")
+            raise DriverError(f"nothing is allocated at {address:#x}", code="vta-address")
         self._counted.clear()
         self._helper.ask("free", {"address": address}, timeout=_ORDINARY)
 
@@ -186,4 +186,4 @@ class PynqDriver:
 
     def _check(self, address: int, size: int) -> None:
         if not any(start <= address and address + size <= start + length for start, length in self._allocated.items()):
-            raise DriverError(f"{size} bytes at {address:#x} are not allocated", code="bad-address")
+            raise DriverError(f"{size} bytes at {address:#x} are not allocated", code="vta-address")

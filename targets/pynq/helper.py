@@ -330,7 +330,7 @@ class Helper:
 
     def free(self, address: int) -> None:
         if address not in self._buffers or address == self._idle_program:
-            raise Refused("bad-address", "nothing is allocated at 0x%x" % address)
+            raise Refused("vta-address", "nothing is allocated at 0x%x" % address)
         self._buffers.pop(address).freebuffer()
 
     def write(self, address: int, payload: bytes) -> None:
@@ -348,7 +348,7 @@ class Helper:
         for start, buffer in self._buffers.items():
             if start <= address and address + size <= start + buffer.nbytes:
                 return buffer, address - start
-        raise Refused("bad-address", "%d bytes at 0x%x are not allocated" % (size, address))
+        raise Refused("vta-address", "%d bytes at 0x%x are not allocated" % (size, address))
 
     def _sync(self, what: str, buffer: Any, offset: int, size: int) -> None:
         """Flush or invalidate, where the port does not go through the caches.
