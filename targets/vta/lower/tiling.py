@@ -179,10 +179,10 @@ def why_not(geometry: Geometry, config: VtaConfig) -> str:
         return "padding as large as the kernel"
     if geometry.padding[1] >= columns or geometry.padding[3] >= columns:
         return "padding as large as the kernel"
-    if 2 * rows * columns > config.inp_depth:
-        return f"a kernel that reaches over {rows}×{columns} pixels; two such windows do not fit INP"
-    if 2 * geometry.kernel[0] * geometry.kernel[1] + 1 > config.wgt_depth:
-        return f"a kernel of {geometry.kernel[0]}×{geometry.kernel[1]}; two of its blocks do not fit WGT"
+    if rows * columns > config.inp_depth:
+        return f"a kernel that reaches over {rows}×{columns} pixels; INP holds {config.inp_depth}"
+    if geometry.kernel[0] * geometry.kernel[1] + 1 > min(config.wgt_depth, config.uop_depth):
+        return f"a kernel of {geometry.kernel[0]}×{geometry.kernel[1]}; WGT holds {config.wgt_depth} positions"
     if max(geometry.w * geometry.row_step, geometry.h * geometry.w, geometry.oh * geometry.ow) > 65535:
         return f"pictures of {geometry.h}×{geometry.w}; a row or plane of more than 65535 pixels cannot be addressed"
     return ""
@@ -197,7 +197,9 @@ def best(geometry: Geometry, config: VtaConfig) -> Schedule:
     reason = why_not(geometry, config)
     if reason:
         raise ValueError(reason)
-    ranked = sorted(_possible(geometry, config), key=lambda tiling: _estimate(geometry, tiling, config))
+    # With two of each in the scratchpads loads overlap with work; what is too large for that still runs.
+    possible = list(_possible(geometry, config, 2)) or list(_possible(geometry, config, 1))
+    ranked = sorted(possible, key=lambda tiling: _estimate(geometry, tiling, config))
     schedules = [schedule(geometry, tiling, config) for tiling in ranked[:CANDIDATES]]
     least = min(each.bytes_moved for each in schedules)
     good = [each for each in schedules if each.bytes_moved <= least * TRAFFIC_MARGIN]
@@ -209,22 +211,24 @@ def _sizes(total: int) -> list[int]:
     return sorted({-(-total // parts) for parts in range(1, total + 1)})
 
 
-def _possible(geometry: Geometry, config: VtaConfig) -> Iterator[Tiling]:
+def _possible(geometry: Geometry, config: VtaConfig, copies: int) -> Iterator[Tiling]:
     kernel = geometry.kernel[0] * geometry.kernel[1]
     wgt = config.wgt_depth - int(geometry.residual)
-    columns = geometry.ow if geometry.input_columns(geometry.ow) * geometry.input_rows(1) * 2 <= config.inp_depth else 0
+    columns = (
+        geometry.ow if geometry.input_columns(geometry.ow) * geometry.input_rows(1) * copies <= config.inp_depth else 0
+    )
     for width in [columns] if columns else _sizes(geometry.ow):
         for rows in _sizes(geometry.oh):
             area = geometry.input_rows(rows) * geometry.input_columns(width)
-            if 2 * max(area, rows * width) > config.inp_depth:
+            if copies * max(area, rows * width) > config.inp_depth:
                 break
             for co in _sizes(geometry.co):
-                if rows * width * co + co > config.acc_depth or 2 * kernel * co > min(wgt, config.uop_depth):
+                if rows * width * co + co > config.acc_depth or copies * kernel * co > min(wgt, config.uop_depth):
                     break
                 accumulators = 2 if 2 * (rows * width * co) + co <= config.acc_depth else 1
                 ways = (True, False) if co < geometry.co else (True,)
                 for ci in _sizes(geometry.ci):
-                    if 2 * ci * area > config.inp_depth or 2 * kernel * co * ci > min(wgt, config.uop_depth):
+                    if copies * ci * area > config.inp_depth or copies * kernel * co * ci > min(wgt, config.uop_depth):
                         break
                     for outside in ways:
                         yield Tiling(rows, width, co, ci, outside, accumulators)
