@@ -14,11 +14,11 @@ class _Board(VTATarget):
     """A real board; its device half drives the accelerator through the image's own Python."""
 
     def device(self) -> VTADevice:
-        from targets.pynq.driver import open_board
+        from targets.pynq.driver import PynqDriver
         from targets.vta import boards
         from targets.vta.device import VTADevice
 
-        return VTADevice(boards.find(self.board), open_board)
+        return VTADevice(boards.find(self.board), PynqDriver)
 
 
 class PYNQ(_Board):
