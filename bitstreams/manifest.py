@@ -23,9 +23,9 @@ from targets.base import FleetError
 MAX_MANIFEST = 1 << 20
 MAX_BITSTREAM = 64 << 20
 
-_Sha256 = Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{64})?$")]
-_Sha1 = Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{40})?$")]
-_Word = Annotated[str, msgspec.Meta(pattern=r"^[0-9A-Za-z][0-9A-Za-z._-]{0,63}$")]
+_Sha256 = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?\Z")]
+_Sha1 = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{40})?\Z")]
+_Word = Annotated[str, msgspec.Meta(pattern=r"^[0-9A-Za-z][0-9A-Za-z._-]{0,63}\Z")]
 
 
 class KnownBitstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
