@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +26,7 @@ from controller.home import Home
 from targets.base import (
     LOCAL_OPTIONS,
     BuiltFile,
+    FetchingHalf,
     FleetError,
     HostHalf,
     Option,
@@ -114,6 +115,8 @@ def _one(request: BuildRequest, cache: BuildCache, run: Run, listener: Listener,
 
     try:
         host = find(request.target).host()
+        if isinstance(host, FetchingHalf):
+            request = replace(request, options=host.with_fetched(request.options, cache.root))
         toolchain = host.toolchain(request.options)
         samples = None
         if isinstance(host, QuantisingHalf):

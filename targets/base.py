@@ -176,6 +176,15 @@ class HostHalf(Protocol):
         ...
 
 
+@runtime_checkable
+class FetchingHalf(Protocol):
+    """A host half that builds with files that were fetched into the controller's cache before."""
+
+    def with_fetched(self, options: Mapping[str, Option], cache: Path) -> dict[str, Option]:
+        """``options``, and those files of ``cache`` that fit and that nobody named."""
+        ...
+
+
 #: Inputs of a model to calibrate it on: for the specs of all its inputs, one list of arrays after the other.
 Samples = Callable[[Sequence[TensorSpec]], "Iterable[Sequence[Array]]"]
 

@@ -26,8 +26,6 @@ _USAGE_CODES = frozenset(
         *("bad-model", "bad-weights", "no-picture-model", "bad-preprocess", "torch-missing"),
         *("bad-bundle", "bad-digest", "bad-path", "bad-size", "bad-signature", "unsigned", "untrusted-key"),
         *("too-large", "wrong-target", "bad-calibration"),
-        *("bad-vta-config", "bad-vta-program", "wrong-configuration", "unknown-board"),
-        *("bad-bitstream", "unknown-bitstream", "ambiguous-bitstream", "bad-manifest", "wrong-digest", "wrong-part"),
         # The accelerator's: configurations, programs, bitstreams.
         *("bad-vta-config", "bad-vta-program", "bad-vta-folder", "bad-vta-field", "wrong-configuration"),
         *("unknown-board", "unknown-bitstream", "ambiguous-bitstream", "bad-manifest", "bad-bitstream"),

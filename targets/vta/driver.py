@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -58,3 +58,10 @@ class VtaDriver(Protocol):
     def close(self) -> None:
         """Free everything."""
         ...
+
+
+@runtime_checkable
+class Conditioned(Protocol):
+    """A driver of something that a measurement depends on: versions, clocks."""
+
+    def conditions(self) -> dict[str, str]: ...
