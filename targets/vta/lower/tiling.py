@@ -139,11 +139,11 @@ def tiles(geometry: Geometry, tiling: Tiling) -> Iterator[Tile]:
     """All tiles in the order in which they are computed."""
     channels = spans(geometry.co, tiling.co)
     pixels = [(y, x) for y in spans(geometry.oh, tiling.rows) for x in spans(geometry.ow, tiling.columns)]
-    for n in range(geometry.n):
-        if tiling.channels_outside:
-            yield from (Tile(n, co, y, x) for co in channels for y, x in pixels)
-        else:
-            yield from (Tile(n, co, y, x) for y, x in pixels for co in channels)
+    batches = range(geometry.n)
+    if tiling.channels_outside:
+        yield from (Tile(n, co, y, x) for co in channels for n in batches for y, x in pixels)
+    else:
+        yield from (Tile(n, co, y, x) for n in batches for y, x in pixels for co in channels)
 
 
 def chunks(geometry: Geometry, tiling: Tiling, tile: Tile) -> tuple[Chunk, ...]:
