@@ -1,9 +1,9 @@
 """A board's accelerator as its registers and its memory show it, on top of the functional simulator.
 
-For testing what drives real boards: it behaves at these two interfaces as the hardware does, traps included. Time passes
-by reading registers: after so many reads (:class:`Timing`) the fetch module has read its instructions, the first of them
-executes, the last has. Source of the registers: the HLS design of apache/tvm-vta d4a15f6 and what Vivado HLS makes of
-``ap_ctrl_hs`` (Xilinx UG902).
+For testing what drives real boards: it behaves at these two interfaces as the hardware does, traps included. Time
+passes by reading registers: after so many reads (:class:`Timing`) the first instruction executes, the fetch module has
+read all, the last has executed. Source of the registers: the HLS design of apache/tvm-vta d4a15f6 and what Vivado HLS
+makes of ``ap_ctrl_hs`` (Xilinx UG902).
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,12 @@ class PynqDriver:
         try:
             opened, _ = self._helper.ask(
                 "open",
-                {"protocol": helper.PROTOCOL, "board": board.name, "sha256": checked.sha256},
+                {
+                    "protocol": helper.PROTOCOL,
+                    "board": board.name,
+                    "sha256": checked.sha256,
+                    "coherent": board.coherent,
+                },
                 timeout=_OPENING,
             )
             #: Whether the FPGA was programmed by this driver, rather than found with the bitstream in it.
@@ -155,10 +161,10 @@ class PynqDriver:
     def statistics(self) -> RunStatistics:
         """Counters as the instructions in the board's memory say; seconds as the helper saw them, from start to done.
 
-        Raises :class:`DriverError` (``no-run``) when nothing has run, or the last run failed.
+        All are 0 when nothing has run, or the last run failed.
         """
         if self._last is None:
-            raise DriverError("the accelerator has not run", code="no-run")
+            return RunStatistics(counters.Counters(), 0.0)
         address, count, seconds = self._last
         known = self._counted.get((address, count))
         if known is None:
@@ -187,3 +193,19 @@ class PynqDriver:
     def _check(self, address: int, size: int) -> None:
         if not any(start <= address and address + size <= start + length for start, length in self._allocated.items()):
             raise DriverError(f"{size} bytes at {address:#x} are not allocated", code="vta-address")
+
+
+def open_board(config: VtaConfig, board: Board, bitstream: Path | None) -> PynqDriver:
+    """The accelerator of this board, with the bitstream of a bundle.
+
+    The bundle's signature vouches for the file: whoever built it checked it, or named its digest. Raises
+    :class:`DriverError` (``no-bitstream``) for a bundle that has none.
+    """
+    if bitstream is None:
+        raise DriverError(
+            f"the bundle has no bitstream for {board.name}, {config.identity}",
+            code="no-bitstream",
+            hint="`vta bitstream fetch` gets the published one; then deploy anew, or give one with `-o bitstream=FILE`",
+        )
+    data = bitfile.read(bitstream)
+    return PynqDriver(config, board, data, sha256=hashlib.sha256(data).hexdigest())

@@ -52,17 +52,29 @@ def _text(pattern: str) -> Check:
     return lambda value: isinstance(value, str) and re.match("(?:" + pattern + r")\Z", value, re.DOTALL) is not None
 
 
+def _flag(value: Any) -> bool:
+    return type(value) is bool
+
+
 def _number(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value < 1e12
 
 
 _ADDRESS = _whole(0, (1 << 40) - 1)
 _SIZE = _whole(1, MAX_PAYLOAD)
-_DIGEST = "[0-9a-f]{64}"
 _PROSE = _text(".{0,4000}")
 
 REQUESTS = {
-    "open": ({"protocol": _whole(0, 99), "board": _text("[a-z0-9]{1,20}"), "sha256": _text(_DIGEST)}, 0),
+    "open": (
+        {
+            "protocol": _whole(0, 99),
+            "board": _text("[a-z0-9]{1,20}"),
+            "sha256": _text("[0-9a-f]{64}"),
+            # Whether the design's port goes through the processor's caches.
+            "coherent": _flag,
+        },
+        0,
+    ),
     "program": ({}, MAX_PAYLOAD),
     "allocate": ({"size": _whole(1, 1 << 30)}, 0),
     "free": ({"address": _ADDRESS}, 0),
@@ -76,7 +88,7 @@ REPLIES = {
     "open": (
         {
             # What was found: whether the wanted bitstream runs, on which system.
-            "running": lambda value: type(value) is bool,
+            "running": _flag,
             "dialect": _text("xlnk|xrt|xrt4"),
             "pynq": _PROSE,
             "python": _PROSE,
@@ -147,12 +159,12 @@ def _expect(name: str, fields: Dict[str, Any], size: int, forms: Dict[str, Form]
 
 # --- What it knows ------------------------------------------------------------------------------
 
-#: Of each board: device, IDCODE (0: not known), first of the four register windows, whether the port goes through the
-#: caches, what it reaches. Written here again, because whoever asks is not to be trusted with physical addresses.
+#: Of each board: device, IDCODE (0: not known), first of the four register windows, the memory that the port reaches.
+#: Written here again, because whoever asks is not to be trusted with physical addresses.
 BOARDS = {
-    "pynq": ("7z020", 0x3727093, 0x43C00000, True, 1 << 30),
-    "ultra96": ("zu3eg", 0, 0xA0000000, True, 1 << 31),
-    "zcu104": ("zu7ev", 0, 0xA0000000, True, 1 << 31),
+    "pynq": ("7z020", 0x3727093, 0x43C00000, 1 << 30),
+    "ultra96": ("zu3eg", 0, 0xA0000000, 1 << 31),
+    "zcu104": ("zu7ev", 0, 0xA0000000, 1 << 31),
 }
 #: The board's name in its device tree, where that is known to belong to one of them.
 _TREE_NAMES = {"pynqz1": "pynq", "pynqz2": "pynq", "ultra96": "ultra96", "ultra96v2": "ultra96", "zcu104": "zcu104"}
@@ -187,6 +199,7 @@ class Helper:
         self._pynq = None  # type: Any
         self._board = BOARDS["pynq"]
         self._wanted = ""
+        self._coherent = True
         self._unclean = False
         self._ready = False
         self._windows = []  # type: List[Any]
@@ -196,7 +209,7 @@ class Helper:
 
     def answer(self, name: str, fields: Dict[str, Any], payload: bytes) -> Tuple[Dict[str, Any], bytes]:
         if name == "open":
-            return self.open(fields["protocol"], fields["board"], fields["sha256"]), b""
+            return self.open(**fields), b""
         if self._lock < 0:
             raise Refused("not-open", "the first request must be 'open'")
         if name == "program":
@@ -220,7 +233,7 @@ class Helper:
 
     # --- Opening and programming ------------------------------------------------------------
 
-    def open(self, protocol: int, board: str, sha256: str) -> Dict[str, Any]:
+    def open(self, protocol: int, board: str, sha256: str, coherent: bool) -> Dict[str, Any]:
         if protocol != PROTOCOL:
             raise Refused("wrong-protocol", "the helper speaks protocol %d, the agent %d" % (PROTOCOL, protocol))
         if self._lock >= 0:
@@ -232,7 +245,7 @@ class Helper:
             raise Refused("wrong-board", "this is a %s, not a %s" % (tree, board))
         if not os.access(self._root + "/dev/mem", os.R_OK | os.W_OK):
             raise Refused("not-root", "the helper cannot reach /dev/mem")
-        self._board, self._wanted = BOARDS[board], sha256
+        self._board, self._wanted, self._coherent = BOARDS[board], sha256, coherent
         self._take_lock()
         self._import_pynq()
         record = self._record()
@@ -320,7 +333,7 @@ class Helper:
                 raise Refused("no-overlay", "pynq has lost what it knew of the bitstream: %s" % error) from None
             raise Refused("no-memory", "%d bytes cannot be allocated: %s (%s)" % (size, error, self._pool())) from None
         address = int(buffer.physical_address)
-        if address <= 0 or address % PAGE or address + size > self._board[4]:
+        if address <= 0 or address % PAGE or address + size > self._board[3]:
             buffer.freebuffer()
             raise Refused("no-memory", "memory at 0x%x cannot be used by the accelerator" % address)
         self._buffers[address] = buffer
@@ -357,7 +370,7 @@ class Helper:
         after a write, so it does no harm that pynq 3.1 and later act on the whole buffer. Slices of older ones do not
         know their device.
         """
-        if not self._board[3] and size:
+        if not self._coherent and size:
             virtual = buffer.__array_interface__["data"][0]
             getattr(buffer.device, what)(buffer.bo, offset, virtual + offset, size)
 
