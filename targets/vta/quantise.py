@@ -63,6 +63,7 @@ def quantise(
     graph, and :class:`ModelError` that names the layer whose numbers cannot be represented.
     """
     options = options or QuantiseOptions()
+    layers = {node.name: _Layer(node, options) for node in graph.nodes if isinstance(node, Conv)}
     checked = _checked(graph, samples)
     kept = list(islice(checked, max(options.report_samples, 1)))
     histograms = {name: Histogram() for name in graph.tensors}
@@ -75,7 +76,6 @@ def quantise(
         raise _bad("there is not one sample")
 
     exponents = _Exponents(graph, histograms, options)
-    layers = {node.name: _Layer(node, options) for node in graph.nodes if isinstance(node, Conv)}
     _settle(layers.values(), exponents)
     qgraph = QGraph(
         graph.name,
@@ -144,7 +144,7 @@ class _Layer:
         size = self.options.block if self.options.weights == "block" else channels
         self.parts = [slice(start, min(start + size, channels)) for start in range(0, channels, size)]
         chosen = [_weight_exponent(self.conv.weight[part]) for part in self.parts]
-        # Zeros are zeros at any exponent: where there is nothing else, the bias, which is kept as exactly, decides.
+        # Zeros are zeros at any exponent: the finest of the others keeps the bias as exact as theirs.
         silent = min((exponent for exponent in chosen if exponent is not None), default=UNKNOWN)
         self.exponents = [silent if exponent is None else exponent for exponent in chosen]
 
@@ -177,7 +177,7 @@ class _Layer:
         shift = np.empty(len(conv.weight), np.int32)
         for part, exponent, accumulator in zip(self.parts, self.exponents, accumulators, strict=True):
             weight[part] = _rounded(conv.weight[part], exponent)
-            bias[part] = np.floor(conv.bias[part] * 2.0**-accumulator + 0.5)
+            bias[part] = np.floor(conv.bias[part] * np.float64(2.0**-accumulator) + 0.5)
             shift[part] = before - accumulator
         return QConv(
             conv.name,
@@ -201,7 +201,7 @@ class _Layer:
         """The largest magnitude that convolution and bias of a part can reach, in units of 2^accumulator."""
         part = self.parts[index]
         weight = np.abs(_rounded(self.conv.weight[part], self.exponents[index])).reshape(part.stop - part.start, -1)
-        bias = np.floor(np.abs(self.conv.bias[part]) * 2.0**-accumulator + 0.5)
+        bias = np.floor(np.abs(self.conv.bias[part]) * np.float64(2.0**-accumulator) + 0.5)
         return float(np.max(LIMIT * weight.sum(1) + bias))
 
 
