@@ -1,0 +1,1 @@
+"""The command ``vta``: the accelerator's own tools, and its simulator as a CI mode."""

@@ -1,0 +1,59 @@
+"""Arguments and options that several commands of ``vta`` share, and how they are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from controller.cli import complete
+from targets.base import FleetError
+
+if TYPE_CHECKING:
+    from targets.vta.config import VtaConfig
+
+Model = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="A zoo model, or an .onnx or .pt2 file.", autocompletion=complete.models),
+]
+Program = Annotated[str, typer.Argument(metavar="PROGRAM|DIR", help="A program file, or a folder that holds one.")]
+Subject = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL|PROGRAM|DIR",
+        help="A zoo model, an .onnx or .pt2 file; a program file; or a folder that holds one.",
+        autocompletion=complete.models,
+    ),
+]
+Config = Annotated[
+    str,
+    typer.Option(
+        "--config", metavar="C", help="VTA configuration: a board, a published name (NAME@HW_VER), or a JSON file."
+    ),
+]
+Board = Annotated[str, typer.Option("--board", metavar="B", help="Board whose speed is predicted.")]
+
+
+def configuration(text: str) -> VtaConfig | None:
+    """The configuration that ``--config`` names; None for the empty string. Raises FleetError ``bad-vta-config``."""
+    if not text:
+        return None
+    from importlib.resources import files
+
+    from targets.vta import config
+
+    # The names of boards, and of other builds for them, are those of the files that come with this program.
+    if text.replace("-", "").isalnum():
+        ours = files("bitstreams").joinpath("configurations").joinpath(f"{text}.json")
+        if ours.is_file():
+            return config.parse(ours.read_bytes(), text)
+    return config.load(text)
+
+
+def check_writable(path: Path) -> None:
+    """Raises FleetError ``usage`` for a file that cannot be made: said before the work, not after it."""
+    if path.is_dir():
+        raise FleetError(f"{path} is a folder", code="usage", hint="name a file")
+    if not path.absolute().parent.is_dir():
+        raise FleetError(f"there is no folder {path.parent}", code="usage", hint="make it first")
