@@ -18,6 +18,7 @@ import msgspec
 from agent import calls as c
 from agent.config import Config
 from agent.store import StoredBundle
+from targets import base
 from targets.base import FleetError
 from targets.waiting import within
 
@@ -256,6 +257,8 @@ class WorkerPool:
         self._workers: dict[Key, Worker] = {}
         self._timers: dict[Key, asyncio.TimerHandle] = {}
         self._ending: set[asyncio.Task[None]] = set()
+        self._in_use = 0
+        self._exclusive: bool | None = None
 
     @contextlib.asynccontextmanager
     async def use(self, bundle_id: str, bundle: StoredBundle, threads: int, number: int = 0) -> AsyncIterator[Worker]:
@@ -273,11 +276,15 @@ class WorkerPool:
             worker = None
         try:
             if worker is None:
-                self._make_room()
+                await self._make_room()
                 worker = await Worker.start(f"{bundle.manifest.model.name}-{bundle_id[:8]}", self._config)
                 if unmet := await worker.load(bundle, threads):
                     raise Unmet(unmet)
-            yield worker
+            self._in_use += 1
+            try:
+                yield worker
+            finally:
+                self._in_use -= 1
         except BaseException:
             if worker is not None:
                 self._end(worker, "its use ended early")
@@ -297,9 +304,20 @@ class WorkerPool:
         if self._ending:
             await asyncio.wait(set(self._ending))
 
-    def _make_room(self) -> None:
-        for key in list(self._workers)[: max(0, len(self._workers) - _MOST_IDLE + 1)]:
+    async def _make_room(self) -> None:
+        """End idle workers; on an exclusive accelerator all of them, before another process may have it."""
+        if self._exclusive is None:
+            half = base.device_half(self._config.target, self._config.simulated)
+            self._exclusive = isinstance(half, base.ExclusiveDevice) and half.exclusive
+        if self._exclusive and self._in_use:
+            raise WorkerError(
+                "the accelerator of this board holds one model at a time", hint="measure them one after the other"
+            )
+        most = 0 if self._exclusive else _MOST_IDLE - 1
+        for key in list(self._workers)[: max(0, len(self._workers) - most)]:
             self._retire(key, "another model is loaded")
+        if self._exclusive and self._ending:
+            await asyncio.wait(set(self._ending))
 
     def _retire(self, key: Key, why: str = "nobody used it for a while") -> None:
         if (timer := self._timers.pop(key, None)) is not None:

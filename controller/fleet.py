@@ -133,14 +133,24 @@ class Fleet:
         options: Mapping[str, Option] | None = None,
         jobs: int = 0,
         scheduler: str = "",
+        simulated: Sequence[str] = (),
     ) -> list[Built]:
         """Compile a model (its name in the inventory or the zoo, or a file) for each target, through the cache.
 
-        A build that fails has its ``error`` set. Raises FleetError when the model itself cannot be read.
+        For a target in ``simulated`` it is built for simulated boards of this machine. A build that fails has its ``error`` set. Raises FleetError when the model itself cannot be read.
         """
         from controller.prepare import build
 
-        return build(self, model, targets, weights=weights, options=options or {}, jobs=jobs, scheduler=scheduler)
+        return build(
+            self,
+            model,
+            targets,
+            weights=weights,
+            options=options or {},
+            jobs=jobs,
+            scheduler=scheduler,
+            simulated=simulated,
+        )
 
     async def deploy(
         self, model: str | None, selection: Sequence[Device], options: DeployOptions | None = None

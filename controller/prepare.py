@@ -113,6 +113,7 @@ def build(
     options: Mapping[str, Option],
     jobs: int,
     scheduler: str,
+    simulated: Sequence[str] = (),
 ) -> list[Built]:
     """See `Fleet.build`."""
     from controller.build import BuildRequest
@@ -120,7 +121,8 @@ def build(
 
     if is_archive(_file(fleet, model)):
         raise FleetError(f"{model} is built already", code="usage", hint=f"deploy it: `fleet deploy {model}`")
-    wants = [_want(fleet, model, target, weights, options) for target in targets]
+    plain = [_want(fleet, model, target, weights, options) for target in targets]
+    wants = [_simulated(want) if want.target in simulated else want for want in plain]
     source = _source(fleet, wants[0]) if wants else None
     requests = [BuildRequest(model=source, target=want.target, options=dict(want.options)) for want in wants if source]
     return build_all(requests, home=fleet.home, jobs=jobs, scheduler=scheduler, listener=fleet.listener)
@@ -175,13 +177,16 @@ def read(fleet: Fleet, path: str) -> Bundle:
 
 
 def _want_for(fleet: Fleet, model: str, device: Device, weights: str, options: Mapping[str, Option]) -> Want:
-    """What to build for one device: a simulated board is not on the machine of the board that it stands for."""
     want = _want(fleet, model, device.target, weights, options)
-    if device.simulated and want.target:
-        target = find(want.target)
-        if isinstance(target, SimulatedTarget):
-            return replace(want, options=tuple(sorted(target.simulated_options(dict(want.options)).items())))
-    return want
+    return _simulated(want) if device.simulated else want
+
+
+def _simulated(want: Want) -> Want:
+    """The same for a simulated board, which is not on the machine of the board that it stands for."""
+    target = find(want.target) if want.target else None
+    if not isinstance(target, SimulatedTarget):
+        return want
+    return replace(want, options=tuple(sorted(target.simulated_options(dict(want.options)).items())))
 
 
 def _want(fleet: Fleet, model: str, target: str, weights: str, options: Mapping[str, Option]) -> Want:

@@ -276,6 +276,16 @@ class DeviceHalf(Protocol):
         ...
 
 
+@runtime_checkable
+class ExclusiveDevice(Protocol):
+    """A device half whose accelerator may belong to one process only."""
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether at most one model may be loaded at a time."""
+        ...
+
+
 class Target(Protocol):
     """A kind of board, by entry point."""
 

@@ -164,4 +164,44 @@ def tables(reports: Sequence[RunReport]) -> list[RenderableType]:
         ]
         for r in reports
     ]
-    return [table(columns, rows, right=(*columns[9:12], "p50 ms", "p90 ms", "batch"))]
+    parts: list[RenderableType] = [table(columns, rows, right=(*columns[9:12], "p50 ms", "p90 ms", "batch"))]
+    counted = [report for report in reports if report.counters]
+    return [*parts, "", _counters(counted)] if counted else parts
+
+
+#: What accelerators count, by the names in ``counters``, as columns of a table; the rest is in the JSON document.
+_COUNTERS = {
+    "predicted_ms": "predicted ms",
+    "accelerator_ms": "accelerator ms",
+    "cycles": "cycles",
+    "gemm_counter": "gemm",
+    "alu_counter": "alu",
+    "bytes_moved": "bytes moved",
+}
+
+
+def _counters(reports: Sequence[RunReport]) -> RenderableType:
+    """What the accelerator did for one query, and what its model predicts for the board, beside what was measured."""
+    from controller.cli.tables import Cell, board, latency, short, table
+
+    shown = {name: title for name, title in _COUNTERS.items() if any(name in report.counters for report in reports)}
+    rows: list[list[Cell]] = [
+        [
+            short(report.id),
+            board(report.device, report.simulated),
+            report.model,
+            latency(report.latency_ms, "p50"),
+            *(_counter(report.counters.get(name), name) for name in shown),
+        ]
+        for report in reports
+    ]
+    columns = ["run", "device", "model", "p50 ms", *shown.values()]
+    return table(columns, rows, right=columns[3:])
+
+
+def _counter(value: float | None, name: str) -> str:
+    from controller.tui.figures import milliseconds
+
+    if value is None:
+        return "—"
+    return milliseconds(value) if name.endswith("_ms") else f"{value:,.0f}"

@@ -35,7 +35,7 @@ def register(app: typer.Typer) -> None:
     ) -> int:
         """Compile a model for each target: those given, or those of the selected devices; what is cached is reused."""
         fleet = session.fleet()
-        targets = _targets(session, fleet)
+        targets, simulated = _targets(session, fleet)
         if output is not None and len(targets) > 1 and output.suffix == ".fleet":
             raise FleetError(
                 f"{output} can hold one target, not {', '.join(targets)}",
@@ -45,7 +45,13 @@ def register(app: typer.Typer) -> None:
         with view("fleet build") as listener:
             fleet.listener = listener
             built = fleet.build(
-                model, targets, weights=weights, options=build_options(option or ()), jobs=jobs, scheduler=scheduler
+                model,
+                targets,
+                weights=weights,
+                options=build_options(option or ()),
+                jobs=jobs,
+                scheduler=scheduler,
+                simulated=simulated,
             )
         if all(one.error is not None for one in built):
             # Nothing to report but why.
@@ -55,15 +61,18 @@ def register(app: typer.Typer) -> None:
         return exits.FAILED if any(report.error for report in reports) else exits.GOOD
 
 
-def _targets(session: Session, fleet: Fleet) -> list[str]:
-    """The targets to build for, each once, in the order given."""
+def _targets(session: Session, fleet: Fleet) -> tuple[list[str], list[str]]:
+    """The targets to build for, each once, in the order given; and those of which only simulated boards are meant."""
     if session.targets and not (session.devices or session.labels or session.everything):
         from targets.base import find
 
         for name in session.targets:
             find(name)
-        return list(dict.fromkeys(session.targets))
-    return list(dict.fromkeys(device.target for device in session.select(fleet)))
+        return list(dict.fromkeys(session.targets)), []
+    devices = session.select(fleet)
+    targets = list(dict.fromkeys(device.target for device in devices))
+    real = {device.target for device in devices if not device.simulated}
+    return targets, [target for target in targets if target not in real]
 
 
 def _report(model: str, target: str, built: Built, fleet: Fleet, output: Path | None) -> BuildReport:

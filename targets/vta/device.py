@@ -46,6 +46,11 @@ class VTADevice:
         self._board = board
         self._open = open_driver
 
+    @property
+    def exclusive(self) -> bool:
+        """One process drives an FPGA; simulations do not meet."""
+        return self._open is not simulator
+
     def unmet(self, requirements: Requirements) -> str:
         if unmet := CPUDevice().unmet(requirements):
             return unmet

@@ -26,7 +26,6 @@ from targets.vta.files import BITSTREAM, REPORT, program_files
 from targets.vta.options import VTAOptions, resolve
 
 if TYPE_CHECKING:
-    from targets.base import Array
     from targets.vta.partition import Partitioned
     from targets.vta.program import Program
     from targets.vta.qgraph import QGraph
