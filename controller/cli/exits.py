@@ -29,7 +29,7 @@ _USAGE_CODES = frozenset(
         # The accelerator's: configurations, programs, bitstreams.
         *("bad-vta-config", "bad-vta-program", "bad-vta-folder", "bad-vta-field", "wrong-configuration"),
         *("unknown-board", "unknown-bitstream", "ambiguous-bitstream", "bad-manifest", "bad-bitstream"),
-        *("wrong-part", "wrong-digest", "bad-calibration"),
+        *("wrong-part", "wrong-digest", "bad-calibration", "bad-input", "no-program"),
     }
 )
 

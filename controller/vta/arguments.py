@@ -43,11 +43,17 @@ def configuration(text: str) -> VtaConfig | None:
 
     from targets.vta import config
 
-    # The names of boards, and of other builds for them, are those of the files that come with this program.
-    if text.replace("-", "").isalnum():
-        ours = files("bitstreams").joinpath("configurations").joinpath(f"{text}.json")
-        if ours.is_file():
-            return config.parse(ours.read_bytes(), text)
+    # Boards, and other builds for them, have their files with this program.
+    folder = files("bitstreams").joinpath("configurations")
+    if text.replace("-", "").isalnum() and (ours := folder.joinpath(f"{text}.json")).is_file():
+        return config.parse(ours.read_bytes(), text)
+    if text.partition("@")[0] not in config.PUBLISHED and not Path(text).exists():
+        boards = sorted(file.name.removesuffix(".json") for file in folder.iterdir())
+        raise FleetError(
+            f"there is no VTA configuration '{text}'",
+            code="bad-vta-config",
+            hint=f"give a JSON file, or one of: {', '.join((*boards, *config.PUBLISHED))}",
+        )
     return config.load(text)
 
 
