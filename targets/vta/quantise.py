@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 #: What an epilogue can do: see :class:`~targets.vta.qgraph.QConv`.
 MAX_SHIFT = 30
 MAX_RESIDUAL_SHIFT = 6
-#: Half of the 2^30 that no accumulator exceeds is for rounding constants and the residual that are added to it.
-MAX_SUM = (1 << 29) - (LIMIT << MAX_RESIDUAL_SHIFT)
+#: What convolution and bias may add up to. Two rounding constants, at most 2^29 and 2^28, complete the 2^30 that no
+#: accumulator exceeds: one of each shift, both of which may be added before the first.
+MAX_SUM = 1 << 28
 #: How far below the exponent that covers all values a smaller error is looked for.
 CLIPPING = 6
 #: A tensor that was zero in every sample is taken to be within ±1.

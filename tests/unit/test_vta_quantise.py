@@ -226,19 +226,19 @@ def test_a_histogram_knows_what_each_exponent_costs(parts):
 # -- what quantising guarantees --------------------------------------------------------------------------------------
 
 
-def reach(qgraph: QGraph, node: QConv) -> int:
-    """The largest magnitude anywhere in a layer's epilogue, whatever its input."""
-    sums = 127 * np.abs(node.weight.astype(np.int64)).reshape(len(node.weight), -1).sum(1) + np.abs(
+def reach(node: QConv) -> int:
+    """The largest magnitude anywhere in a layer's epilogue, whatever its input, with all rounding added at first."""
+    shift = node.shift.astype(np.int64)
+    right = np.maximum(shift, 0)
+    rounding = np.where(shift > 0, 1 << np.maximum(shift - 1, 0), 0)
+    if node.final_shift:
+        rounding = rounding + ((1 << (node.final_shift - 1)) << right)
+    sums = 127 * np.abs(node.weight.astype(np.int64)).reshape(len(shift), -1).sum(1) + np.abs(
         node.bias.astype(np.int64)
     )
-    rounding = np.where(node.shift > 0, 1 << np.maximum(node.shift - 1, 0), 0)
-    accumulated = np.maximum(sums + rounding, sums << np.maximum(-node.shift, 0))
-    result = int(accumulated.max())
-    if node.residual:
-        shifted = np.where(node.shift > 0, accumulated >> np.maximum(node.shift, 0), accumulated)
-        rounding = 1 << (node.final_shift - 1) if node.final_shift else 0
-        result = max(result, int(shifted.max()) + (127 << node.residual_shift) + rounding)
-    return result
+    accumulated = (sums + rounding) << np.maximum(-shift, 0)
+    summed = (accumulated >> right) + (127 << node.residual_shift if node.residual else 0)
+    return int(max(accumulated.max(), summed.max()))
 
 
 def assert_representable(graph: Graph, qgraph: QGraph, block: int) -> None:
@@ -264,7 +264,7 @@ def assert_representable(graph: Graph, qgraph: QGraph, block: int) -> None:
         else:
             assert exponent[node.residual] - node.residual_shift == exponent[node.output] - node.final_shift
         assert not node.final_shift or node.shift.min() >= 0
-        assert reach(qgraph, node) <= 2**30
+        assert reach(node) <= 2**30
         # Weights stand for the network's at the exponent that input, shift and output imply.
         implied = exponent[node.output] - node.final_shift - node.shift - exponent[node.input]
         step = 2.0 ** implied.astype(float)[:, None, None, None]
@@ -447,7 +447,7 @@ def test_a_sum_of_too_many_products_gets_coarser_weights():
     conv = Conv("c", "x", "c", np.ones((1, channels, 1, 1), np.float32), np.zeros(1, np.float32))
     graph = chain(conv, shape=(1, channels, 1, 1))
     qgraph, report = quantise(graph, [{"x": np.ones((1, channels, 1, 1), np.float32)}])
-    assert reach(qgraph, qgraph.nodes[0]) <= 2**30
+    assert reach(qgraph.nodes[0]) <= 2**30
     assert report.outputs["c"] is None or report.outputs["c"] > 40
 
 
