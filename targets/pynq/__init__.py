@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from targets.vta.target import VTATarget
 
 if TYPE_CHECKING:
-    from targets.vta.boards import Board
-    from targets.vta.config import VtaConfig
     from targets.vta.device import VTADevice
-    from targets.vta.driver import VtaDriver
 
 
 class _Board(VTATarget):
     """A real board; its device half drives the accelerator through the image's own Python."""
 
     def device(self) -> VTADevice:
+        from targets.pynq.driver import open_board
         from targets.vta import boards
         from targets.vta.device import VTADevice
 
-        return VTADevice(boards.find(self.board), _open)
-
-
-def _open(config: VtaConfig, board: Board, bitstream: Path | None, sha256: str) -> VtaDriver:
-    from targets.pynq.driver import PynqDriver
-    from targets.vta.driver import DriverError
-
-    if bitstream is None:
-        raise DriverError("the bundle has no bitstream", code="no-bitstream")
-    return PynqDriver(config, board, bitstream, sha256=sha256)
+        return VTADevice(boards.find(self.board), open_board)
 
 
 class PYNQ(_Board):

@@ -28,11 +28,11 @@ RUN = "fleet.vta.run"
 #: Seconds that one execution of a program may take.
 RUN_TIMEOUT = 30.0
 
-#: Opens the accelerator of a board; path and SHA-256 are the bundle's bitstream's, if it has one.
-Open = Callable[["VtaConfig", Board, "Path | None", str], "VtaDriver"]
+#: Opens the accelerator of a board; the path is the bundle's bitstream, if it has one.
+Open = Callable[["VtaConfig", Board, "Path | None"], "VtaDriver"]
 
 
-def simulator(config: VtaConfig, board: Board, _bitstream: Path | None, _sha256: str) -> VtaDriver:
+def simulator(config: VtaConfig, board: Board, _bitstream: Path | None) -> VtaDriver:
     """The accelerator of a simulated board; the cycle model has the board's clock and memory."""
     from targets.vta.sim_driver import SimDriver
 
@@ -70,9 +70,8 @@ class VTADevice:
         import_runtime(threads)
         if not programs:
             return CPURunner(bundle)
-        manifest = bundle.manifest
-        bitstream = bundle.path(BITSTREAM) if any(file.path == BITSTREAM for file in manifest.files) else None
-        driver = self._open(programs[0].config, self._board, bitstream, manifest.requirements.bitstream)
+        has_bitstream = any(file.path == BITSTREAM for file in bundle.manifest.files)
+        driver = self._open(programs[0].config, self._board, bundle.path(BITSTREAM) if has_bitstream else None)
         try:
             return VTARunner(bundle, programs, driver, self._board)
         except BaseException:
