@@ -198,10 +198,13 @@ def extent(table: isa.Table, config: VtaConfig) -> int:
     rows = table[moves]
     if not len(rows):
         return PAGE
-    if (rows["memory"] > max(isa.Memory)).any():
-        at = int(np.flatnonzero(moves)[np.argmax(rows["memory"] > max(isa.Memory))])
+    wrong = (rows["opcode"] == isa.Opcode.LOAD) & (rows["memory"] > max(isa.Memory))
+    if wrong.any():
+        at = int(np.flatnonzero(moves)[np.argmax(wrong)])
         raise ExportError(f"instruction {at}: there is no memory {table['memory'][at]}", code="bad-vta-program")
-    unit = np.array([isa.element_bytes(config, memory) for memory in isa.Memory], np.int64)[rows["memory"]]
+    # A STORE has one kind of memory, whatever it says.
+    memory = np.where(rows["opcode"] == isa.Opcode.STORE, int(isa.Memory.OUT), rows["memory"])
+    unit = np.array([isa.element_bytes(config, each) for each in isa.Memory], np.int64)[memory]
     ends = (rows["dram_base"] + (rows["y_size"] - 1) * rows["x_stride"] + rows["x_size"]) * unit
     return -(-int(ends.max()) // PAGE) * PAGE
 
