@@ -1,7 +1,8 @@
 """The zoo: networks that are known by name, with their pre- and post-processing, labels and ways to get weights.
 
 A family of networks is one module here that has ``NETWORKS`` (names with a line about each), ``WEIGHTS`` (what
-``--weights`` takes) and ``source(name, weights, home) -> SourceModel``. It is imported when it is asked for.
+``--weights`` takes), ``source(name, weights, home) -> SourceModel`` and ``samples(name, count, seed)``. It is imported
+when it is asked for.
 """
 
 from __future__ import annotations
@@ -12,11 +13,19 @@ from typing import TYPE_CHECKING, Any
 from targets.base import ModelError
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from controller.home import Home
     from targets.base import SourceModel
 
 _MODULES = {
     "resnet18": "controller.zoo.resnet",
+    "resnet18_v1": "controller.zoo.gluon",
+    "resnet18_v2": "controller.zoo.gluon",
+    "resnet34_v1": "controller.zoo.gluon",
+    "resnet34_v2": "controller.zoo.gluon",
+    "resnet50_v2": "controller.zoo.gluon",
+    "resnet101_v2": "controller.zoo.gluon",
     "shapes-classifier": "controller.zoo.small",
     "shapes-ssd": "controller.zoo.small",
 }
@@ -43,6 +52,16 @@ def source(name: str, weights: str, home: Home) -> SourceModel:
         FleetError: codes ``unknown-model``, ``bad-weights``, ``download-failed``, ``torch-missing``.
     """
     found: SourceModel = _module(name).source(name, weights, home)
+    return found
+
+
+def samples(name: str, count: int, seed: int) -> list[Image.Image]:
+    """Pictures such as the network takes, the same for the same seed: to calibrate on, and to try it with.
+
+    For the `shapes` networks they are what these were trained for; for ImageNet's they only have the statistics of
+    photographs (:mod:`controller.zoo.leaves`). Raises :class:`FleetError` ``unknown-model``.
+    """
+    found: list[Image.Image] = _module(name).samples(name, count, seed)
     return found
 
 

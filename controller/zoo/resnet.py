@@ -8,6 +8,8 @@ from controller.zoo import export, weights
 from targets.base import Postprocess, Preprocess, SourceModel
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from controller.home import Home
 
 NETWORKS = {"resnet18": "ResNet-18, names one of the 1,000 classes of ImageNet, 224×224"}
@@ -41,6 +43,21 @@ def source(name: str, text: str, home: Home) -> SourceModel:
         definition=f"torchvision {torchvision.__version__}",
         preprocess=PREPROCESS,
         postprocess=Postprocess(kind="classify"),
-        labels=tuple(torchvision.models.ResNet18_Weights.IMAGENET1K_V1.meta["categories"]),
+        labels=labels(),
         home=home,
     )
+
+
+def labels() -> tuple[str, ...]:
+    """ImageNet's 1,000 classes in the order of the challenge of 2012."""
+    import torchvision
+
+    return tuple(torchvision.models.ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
+
+
+def samples(name: str, count: int, seed: int) -> list[Image.Image]:
+    from PIL import Image
+
+    from controller.zoo import leaves
+
+    return [Image.fromarray(leaves.picture(seed, index)) for index in range(count)]

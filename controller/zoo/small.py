@@ -11,6 +11,8 @@ from targets.base import SourceModel, TensorSpec
 from targets.files import hash_file
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from controller.home import Home
 
 NETWORKS = {
@@ -45,6 +47,15 @@ def source(name: str, text: str, home: Home) -> SourceModel:
         labels=found.labels,
         home=home,
     )
+
+
+def samples(name: str, count: int, seed: int) -> list[Image.Image]:
+    from PIL import Image
+
+    from controller.zoo import draw
+
+    drawn = draw.picture if name == "shapes-classifier" else draw.scene
+    return [Image.fromarray(drawn(seed, index)[0]) for index in range(count)]
 
 
 def _onnx(found: card.Card, path: Path, said: str, sha256: str) -> SourceModel:

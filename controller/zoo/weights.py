@@ -51,12 +51,12 @@ class Weights:
         return int(self.value)
 
 
-def parse(text: str, *, model: str, own: str, choices: str) -> Weights:
-    """Read ``--weights``. ``own`` is the word for the network's own weights: ``pretrained``, ``committed``.
+def parse(text: str, *, model: str, own: str | None, choices: str) -> Weights:
+    """Read ``--weights``. ``own`` is the word for the network's own weights (``pretrained``, ``committed``), if any.
 
     Raises :class:`WeightsError`, with ``choices`` as its hint, for what is neither that word nor a file nor a seed.
     """
-    if text == own:
+    if own is not None and text == own:
         return Weights("own")
     if text.startswith("random:"):
         seed = text.removeprefix("random:")

@@ -43,7 +43,8 @@ def _fails(code: str, *words: str, do: Callable[[], object]) -> FleetError:
 
 
 def test_every_network_is_described_with_its_weights() -> None:
-    assert zoo.names() == ["resnet18", "shapes-classifier", "shapes-ssd"]
+    gluon = [f"resnet{name}" for name in ("101_v2", "18_v1", "18_v2", "34_v1", "34_v2", "50_v2")]
+    assert zoo.names() == sorted(["resnet18", *gluon, "shapes-classifier", "shapes-ssd"])
     assert "random:SEED" in zoo.describe("resnet18")
     _fails("unknown-model", "resnet19", "shapes-ssd", do=lambda: zoo.describe("resnet19"))
 
