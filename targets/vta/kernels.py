@@ -16,7 +16,7 @@ from numba import njit
 
 from targets.vta.config import PAGE
 from targets.vta.isa import COLUMNS, AluOp, Memory, Module, Opcode
-from targets.vta.vectors import alu_operation, block_products
+from targets.vta.vectors import alu_operation, block_products, weights_in_pairs
 
 
 class Status(IntEnum):
@@ -91,7 +91,7 @@ _ALU_OP, _USE_IMM, _IMM = (COLUMNS.index(name) for name in ("alu_op", "use_imm",
 
 _LOAD, _STORE, _GEMM, _FINISH = (int(code) for code in (Opcode.LOAD, Opcode.STORE, Opcode.GEMM, Opcode.FINISH))
 _UOP, _WGT, _INP, _ACC, _OUT, _ACC_8BIT = (int(memory) for memory in Memory)
-_SHR, _MUL = int(AluOp.SHR), int(AluOp.MUL)
+_ADD, _SHR, _MUL = int(AluOp.ADD), int(AluOp.SHR), int(AluOp.MUL)
 _COMPUTE = int(Module.COMPUTE)
 _OK, _DONE, _PAUSED, _DEADLOCK = int(Status.DONE), int(Status.DONE), int(Status.PAUSED), int(Status.DEADLOCK)
 _AFTER_FINISH, _NO_QUEUE, _BAD_MEMORY = int(Status.AFTER_FINISH), int(Status.NO_QUEUE), int(Status.BAD_MEMORY)
@@ -110,28 +110,11 @@ def _compiled(function: _Function) -> _Function:
 
 
 @_compiled
-def _fill_uop(uop: Any, known: Any, at: Any, count: Any, words: Any, source: Any) -> None:
-    for element in range(count):
-        uop[at + element] = words[source + element]
-        known[at + element] = 1
-
-
-@_compiled
-def _fill_inp(inp: Any, at: Any, count: Any, values: Any, source: Any) -> None:
-    for place in range(count):
-        inp[at + place] = values[source + place]
-
-
-@_compiled
-def _fill_wgt(wgt: Any, at: Any, count: Any, values: Any, source: Any, lanes: Any) -> None:
-    """``count`` elements [out][in] as [pair of in][out][2]: what ``block_products`` takes."""
-    block = len(lanes)
-    for element in range(count):
-        to, of = (at + element) * block * block, source + element * block * block
-        for pair in range(block // 2):
-            for channel in range(block):
-                wgt[to + 2 * (pair * block + channel)] = values[of + channel * block + 2 * pair]
-                wgt[to + 2 * (pair * block + channel) + 1] = values[of + channel * block + 2 * pair + 1]
+def _copy(target: Any, at: Any, count: Any, values: Any, source: Any) -> None:
+    # Unsigned, as an index that might be negative is looked at one by one.
+    to, of = np.uint64(at), np.uint64(source)
+    for place in range(np.uint64(count)):
+        target[to + place] = values[of + place]
 
 
 @_compiled
@@ -185,15 +168,17 @@ def _load(row: Any, memories: Any, dram: Any, shape: Any, state: Any, lanes: Any
     at = sram + line * y_pad_0 + x_pad_0
     for _ in range(y):
         if memory == _UOP:
-            _fill_uop(uop, known, at, x, words, first // 4)
+            _copy(uop, at, x, words, first // 4)
+            known[at : at + x] = 1
         elif memory == _INP:
-            _fill_inp(inp, at * width, x * width, values, first)
+            _copy(inp, at * width, x * width, values, first)
         elif memory == _WGT:
-            _fill_wgt(wgt, at, x, values, first, lanes)
+            for element in range(x):
+                weights_in_pairs(wgt, values, at + element, first + element * size, lanes)
         elif memory == _ACC:
-            _fill_inp(acc, at * width, x * width, words, first // 4)
+            _copy(acc, at * width, x * width, words, first // 4)
         else:
-            _fill_inp(acc, at * width, x * width, values, first)
+            _copy(acc, at * width, x * width, values, first)
         at += line
         first += stride * size
     return _OK
@@ -223,11 +208,9 @@ def _store(row: Any, memories: Any, dram: Any, shape: Any, state: Any, lanes: An
     at = sram * width
     for _ in range(y):
         if shape[HARDWARE]:
-            for place in range(x * width):
-                values[first + place] = out[at + place]
+            _copy(values, first, x * width, out, at)
         else:
-            for place in range(x * width):
-                values[first + place] = acc[at + place]
+            _copy(values, first, x * width, acc, at)
         at += x * width
         first += stride * width
     return _OK
@@ -306,8 +289,9 @@ def _gemm(row: Any, first: Any, last: Any, memories: Any, shape: Any, lanes: Any
 def _reset(row: Any, first: Any, last: Any, memories: Any, shape: Any, lanes: Any) -> None:
     """As :func:`_gemm`, in order: ACC becomes 0, and on hardware OUT has the sum that would have been."""
     uop, _, inp, wgt, acc, out = memories
-    batch = shape[BATCH]
+    batch, spare = shape[BATCH], shape[ACC_DEPTH]
     width = batch * len(lanes)
+    product = np.int64(-1)  # which one is in the spare element of ACC
     for outer in range(first, last):
         for inner in range(row[_ITER_IN]):
             for at in range(row[_BEGIN], row[_END]):
@@ -318,36 +302,49 @@ def _reset(row: Any, first: Any, last: Any, memories: Any, shape: Any, lanes: An
                     w = word >> (shape[DST_BITS] + shape[SRC_BITS])
                     s += outer * row[_SRC_OUT] + inner * row[_SRC_IN]
                     w += outer * row[_WGT_OUT] + inner * row[_WGT_IN]
-                    block_products(acc, out, inp, wgt, d, s, w, 1, 1, 0, 0, 0, 0, batch, lanes)
+                    if product != s << 32 | w:
+                        product = s << 32 | w
+                        acc[spare * width : (spare + 1) * width] = 0
+                        block_products(acc, out, inp, wgt, spare, s, w, 1, 1, 0, 0, 0, 0, batch, lanes)
+                    alu_operation(acc, out, d, spare, 1, 1, 0, 0, _ADD, 0, 0, 0, batch, lanes)
                 acc[d * width : (d + 1) * width] = 0
 
 
 @_compiled
 def _alu(row: Any, first: Any, last: Any, memories: Any, shape: Any, lanes: Any) -> Any:
-    """Rows ``first`` to before ``last`` of the outer loop, in order: an operation may use what the one before made."""
+    """Rows ``first`` to before ``last`` of the outer loop."""
     uop, acc, out = memories[0], memories[4], memories[5]
-    batch = shape[BATCH]
+    batch, columns = shape[BATCH], row[_ITER_IN]
     width = batch * len(lanes)
     operation, use_imm, imm = row[_ALU_OP], row[_USE_IMM], row[_IMM]
+    dst_out, dst_in, src_out, src_in = row[_DST_OUT], row[_DST_IN], row[_SRC_OUT], row[_SRC_IN]
+    dst_mask, src_mask = (1 << shape[DST_BITS]) - 1, (1 << shape[SRC_BITS]) - 1
     if operation > _MUL or (operation == _MUL and shape[HARDWARE]):
         return _NO_OPERATION
     # The hardware takes the low 5 bits of a shift amount; in the original simulator 32 or more is undefined.
     spare = 27 if shape[HARDWARE] else 0
     check = operation == _SHR and not shape[HARDWARE]
-    if check and use_imm and abs(imm) > 31:
-        return _BAD_SHIFT
+    if use_imm:
+        # What is done to an element does not depend on others, and is the same each time: any order will do.
+        if check and abs(imm) > 31:
+            return _BAD_SHIFT
+        for at in range(row[_BEGIN], row[_END]):
+            d = (np.int64(uop[at]) & dst_mask) + first * dst_out
+            alu_operation(
+                acc, out, d, d, last - first, columns, dst_out, dst_in, operation, 1, imm, spare, batch, lanes
+            )  # fmt: skip
+        return _OK
     for outer in range(first, last):
-        for inner in range(row[_ITER_IN]):
+        for inner in range(columns):
             for at in range(row[_BEGIN], row[_END]):
                 word = np.int64(uop[at]) & 0xFFFFFFFF
-                d = (word & ((1 << shape[DST_BITS]) - 1)) + outer * row[_DST_OUT] + inner * row[_DST_IN]
-                s = word >> shape[DST_BITS] & ((1 << shape[SRC_BITS]) - 1)
-                s += outer * row[_SRC_OUT] + inner * row[_SRC_IN]
-                if check and not use_imm:
+                d = (word & dst_mask) + outer * dst_out + inner * dst_in
+                s = (word >> shape[DST_BITS] & src_mask) + outer * src_out + inner * src_in
+                if check:
                     for place in range(s * width, (s + 1) * width):
                         if abs(np.int64(acc[place])) > 31:
                             return _BAD_SHIFT
-                alu_operation(acc, out, d, s, operation, use_imm, imm, spare, batch, lanes)
+                alu_operation(acc, out, d, s, 1, 1, 0, 0, operation, 0, 0, spare, batch, lanes)
     return _OK
 
 
@@ -391,7 +388,8 @@ def execute(
         table: int64 (instructions, columns of :data:`targets.vta.isa.COLUMNS`).
         queue: int64; the instructions' indices by module, in order; ``ends`` where each module's end.
         memories: uop int32, known uint8 (which micro-ops were ever loaded), inp int16, wgt int16 (see
-            :func:`targets.vta.vectors.block_products`), acc int32, out int8; each flat.
+            :func:`targets.vta.vectors.block_products`), acc int32, out int8; each flat. The last two have one element
+            more than the accelerator's, to work in.
         dram: the same bytes as int8 and as int32.
         shape, state: int64, see above.
         lanes: as many zeros as a block has channels.

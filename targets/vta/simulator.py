@@ -76,15 +76,17 @@ class Simulator:
         self._semantics = semantics
         self._random = np.random.default_rng(seed) if order == "random" else None
         width = config.batch * config.block
-        byte = np.uint8(fill).astype(np.int8)
         self._memories = (
-            np.zeros(config.uop_depth, np.int32),
-            np.zeros(config.uop_depth, np.uint8),
-            np.full(config.inp_depth * width, byte, np.int16),
-            np.full(config.wgt_depth * config.block**2, byte, np.int16),
-            np.full(config.acc_depth * width * 4, byte, np.int8).view(np.int32),
-            np.full(config.acc_depth * width, byte, np.int8),
+            _aligned(config.uop_depth, np.int32),
+            _aligned(config.uop_depth, np.uint8),
+            _aligned(config.inp_depth * width, np.int16),
+            _aligned(config.wgt_depth * config.block**2, np.int16),
+            _aligned((config.acc_depth + 1) * width, np.int32),
+            _aligned((config.acc_depth + 1) * width, np.int8),
         )
+        _, _, inp, wgt, acc, out = self._memories
+        byte = np.uint8(fill).astype(np.int8)
+        inp[:], wgt[:], out[:], acc.view(np.int8)[:] = byte, byte, byte, byte
 
     def run(self, table: isa.Table, dram: npt.NDArray[np.uint8], timeout: float | None = None) -> Counters:
         """Execute a stream to its FINISH.
@@ -192,6 +194,14 @@ class Simulator:
 
 
 _TOKENS = ("from load to compute", "from compute to load", "from compute to store", "from store to compute")
+
+
+def _aligned(count: int, kind: type[np.generic]) -> npt.NDArray[Any]:
+    """Zeros, from the start of a cache line on: a vector that lies across two costs two loads."""
+    size = count * np.dtype(kind).itemsize
+    room = np.zeros(size + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    return room[start : start + size].view(kind)
 
 
 def describe(row: np.void, config: VtaConfig) -> str:
