@@ -75,8 +75,9 @@ def test_unknown_names_targets_and_faults(yard: Yard) -> None:
     with pytest.raises(FleetError) as caught:
         yard.up(1, target="abacus")
     assert caught.value.code == "unknown-target"
-    with pytest.raises(FleetError, match="meteor"):
+    with pytest.raises(FleetError, match="meteor") as caught:
         yard.up(1, faults=["meteor"])
+    assert caught.value.code == "usage" and len(sim.status(yard.home)) == 1
 
 
 def test_a_foreign_process_with_the_same_pid_is_left_alone(yard: Yard) -> None:
