@@ -13,8 +13,8 @@ import pytest
 
 from targets import base
 from targets.base import Requirements
-from targets.vta import files, isa
 from targets.vta import device as device_half
+from targets.vta import files, isa
 from targets.vta.config import DEFAULT, PAGE
 from targets.vta.program import Buffer, Layer, Port, Program, ProgramError, Segment
 
