@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -68,7 +68,7 @@ def quantise(
     checked = _checked(graph, samples)
     kept = list(islice(checked, max(options.report_samples, 1)))
     histograms = {name: Histogram() for name in graph.tensors}
-    for sample in (*kept, *checked):
+    for sample in chain(kept, checked):
         for name, value in evaluate_float(graph, sample).items():
             if not np.isfinite(value).all():
                 raise _bad(f"with these inputs, '{name}' of the network is not finite")

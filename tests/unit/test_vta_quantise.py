@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -506,3 +507,21 @@ def test_samples_are_read_once_and_all_of_them_count():
     qgraph, report = quantise(graph, iter(samples), QuantiseOptions("minmax", report_samples=2))
     assert qgraph.tensors["x"].exponent == covering(500.0)
     assert report.samples == 2
+
+
+def test_samples_are_not_kept_beyond_what_the_report_needs():
+    graph = chain(random_conv("c", "x", (1, 16), 16, 0))
+    given_out: list[weakref.ref[np.ndarray]] = []
+    alive = []
+
+    def stream():
+        for sample in pictures(graph, 12):
+            fresh = sample["x"].copy()
+            given_out.append(weakref.ref(fresh))
+            yield {"x": fresh}
+            del fresh
+            alive.append(sum(reference() is not None for reference in given_out))
+
+    quantise(graph, stream(), QuantiseOptions(report_samples=2))
+    assert len(alive) == 12
+    assert max(alive) <= 2 + 1  # and the one at hand
