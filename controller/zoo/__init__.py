@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from controller.zoo import remembered
 from targets.base import ModelError
 
 if TYPE_CHECKING:
@@ -51,7 +52,11 @@ def source(name: str, weights: str, home: Home) -> SourceModel:
     Raises:
         FleetError: codes ``unknown-model``, ``bad-weights``, ``download-failed``, ``torch-missing``.
     """
-    found: SourceModel = _module(name).source(name, weights, home)
+    found = remembered.find(name, weights, home)
+    if found is None:
+        found = made = _module(name).source(name, weights, home)
+        if made.format == "pt2":
+            remembered.keep(weights, made, home)
     return found
 
 
