@@ -18,7 +18,9 @@ def register(app: typer.Typer) -> None:
         found = subjects.program_or_folder(program, config)
         findings = found.check()
         if session.as_json:
-            session.answer({"program": found.name, "config": found.config.identity, "findings": findings})
+            session.answer(
+                {"program": found.name, "config": found.config.identity, "findings": [f._asdict() for f in findings]}
+            )
         elif findings:
             from controller.cli.tables import Cell, table
 

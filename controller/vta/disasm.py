@@ -19,6 +19,7 @@ def register(app: typer.Typer) -> None:
         program: arguments.Program,
         config: arguments.Config = "",
         layer: Annotated[str, typer.Option("--layer", metavar="NAME", help="Only this layer's instructions.")] = "",
+        uops: Annotated[bool, typer.Option("--uops", help="Show the micro-ops that are loaded, too.")] = False,
     ) -> int:
         """Print a program's instructions, with the tokens that each waits for and releases."""
         from controller.printable import printable
@@ -37,7 +38,7 @@ def register(app: typer.Typer) -> None:
                 )
             first, last = names[layer].first, names[layer].last
         # All of it is looked at, for a token's other end may lie in another layer.
-        lines = disassemble(found.table, found.config, layers=found.layers)
+        lines = disassemble(found.table, found.config, found.memory() if uops else None, found.layers)
         chosen = subjects.instructions(lines, first, last)
         if session.as_json:
             session.answer({"program": found.name, "config": found.config.identity, "instructions": list(chosen)})

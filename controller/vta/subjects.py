@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -11,6 +11,9 @@ from controller.vta import arguments
 from targets.base import FleetError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from targets.vta.checker import Finding
     from targets.vta.config import VtaConfig
     from targets.vta.export import Folder
@@ -30,6 +33,12 @@ class Stream:
     table: Table
     layers: Sequence[Layer]
     source: Program | Folder
+
+    def memory(self) -> npt.NDArray[np.uint8]:
+        """What it starts with, from address 0; inputs of a program are 0."""
+        from targets.vta.program import Program
+
+        return self.source.image() if isinstance(self.source, Program) else self.source.dram
 
     def check(self) -> list[Finding]:
         from targets.vta import checker
@@ -71,6 +80,17 @@ def program_or_folder(text: str, config: str) -> Stream:
     loaded = program.load(path)
     check_configuration(loaded, wanted, text)
     return Stream(loaded.model, loaded.config, loaded.table, loaded.layers, loaded)
+
+
+def instructions(lines: Iterable[str], first: int, last: int) -> Iterator[str]:
+    """Of a disassembly, the lines of the instructions from ``first`` to before ``last``, with what is said of them."""
+    index = 0
+    for line in lines:
+        # A heading goes before its instruction, micro-ops go after theirs.
+        owner = index - 1 if line.startswith(";  ") else index
+        if first <= owner < last:
+            yield line
+        index += not line.startswith(";")
 
 
 def check_configuration(program: Program, wanted: VtaConfig | None, source: str) -> None:
