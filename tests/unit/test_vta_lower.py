@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from vta_graphs import GraphBuilder, run_program
 
 from targets.base import ModelError
+from targets.vta.checker import check
 from targets.vta.config import DEFAULT, PUBLISHED, VtaConfig
 from targets.vta.counters import count
 from targets.vta.evaluate import evaluate
@@ -73,6 +74,7 @@ def test_a_program_computes_its_graph_in_every_order(case: tuple[VtaConfig, QGra
     config, graph, seed = case
     assume(not any(reason_not_to_place(node, graph, config) for node in graph.nodes))
     program = lower(graph, config)
+    assert check(program) == []
     rng = np.random.default_rng(seed)
     inputs = {name: rng.integers(-127, 128, graph.tensors[name].shape).astype(np.int8) for name in graph.inputs}
     wanted = evaluate(graph, inputs)
