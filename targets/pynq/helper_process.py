@@ -116,7 +116,8 @@ class HelperProcess:
         self._listener.join(timeout)
 
     def kill(self) -> None:
-        # A helper under sudo is not ours to kill: it ends with its input, and by its own limit of time.
+        # A helper under sudo is not ours to kill: it ends with its input, or by its own limit of time.
+        self._sink.close()
         with contextlib.suppress(PermissionError):
             self._process.kill()
             self._process.wait()

@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -228,7 +229,7 @@ def test_a_program_runs(board: BoardAtHand, dialect: str) -> None:
     assert list((board.root / "lib/firmware").iterdir()) == []
     driver.close()
     assert board.record["open"] is False
-    assert not (Path.cwd() / "loaded.xclbin").exists()
+    assert (board.root / "var/lib/fleet-vta/loaded.xclbin").exists() == (dialect == "pynq_4_0")
 
 
 @every_dialect
@@ -301,8 +302,10 @@ def test_caches_are_maintained_where_the_port_goes_past_them(board: BoardAtHand,
 
 
 @every_dialect
-def test_memory_is_zero_apart_and_given_back(board: BoardAtHand, dialect: str) -> None:
-    driver = board.open()
+@pytest.mark.parametrize("coherent", [True, False])
+def test_memory_is_zero_apart_and_given_back(board: BoardAtHand, dialect: str, coherent: bool) -> None:
+    board.set(coherent=coherent)
+    driver = board.open(board=msgspec.structs.replace(PYNQ, coherent=coherent))
     sizes = (1, 4096, 10_000, 1 << 20)
     addresses = [driver.allocate(size) for size in sizes]
     for number, (address, size) in enumerate(zip(addresses, sizes, strict=True)):
@@ -576,8 +579,6 @@ def test_a_helper_ends_with_who_asks(board: BoardAtHand) -> None:
 def test_a_request_that_is_none_ends_the_helper(board: BoardAtHand) -> None:
     start = [sys.executable, str(HELPER), "--root", str(board.root)]
     answer = subprocess.run(start, input=b"GET / HTTP/1.1\r\n\r\n", capture_output=True, timeout=20, check=True)
-    import io
-
     name, fields, _ = helper.decode(io.BytesIO(answer.stdout).read, helper.REPLIES)
     assert (name, fields["code"]) == ("error", "bad-request")
 

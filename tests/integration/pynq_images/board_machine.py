@@ -147,7 +147,7 @@ def buffer_of(shape: Any, dtype: Any, device: Any, least: int = 1, cacheable: in
     """Contiguous memory, with whatever lay there. Raises MemoryError."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     address, view = machine.memory.allocate(max(size, least), bool(cacheable))
-    view[:] = 0x5A
+    view[:] = machine.memory.dram[address : address + len(view)] = 0x5A
     array = view[:size].view(dtype).reshape(shape).view(PynqBuffer)
     array.device, array.bo, array.device_address = device, address, address
     log("allocate", size)
