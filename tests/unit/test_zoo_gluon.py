@@ -145,7 +145,7 @@ def test_samples_are_the_same_for_the_same_seed(name: str, size: int) -> None:
 
 
 def test_leaves_have_the_spectrum_of_photographs() -> None:
-    """Power falls with about the square of the frequency (Field 1987, Relations between the statistics of natural images)."""
+    """Power falls with about the square of the frequency (Field 1987, JOSA A 4, 2379)."""
     power = np.zeros((leaves.SIZE, leaves.SIZE))
     for index in range(6):
         grey = leaves.picture(11, index).astype(np.float64).mean(axis=2)
