@@ -1,74 +1,47 @@
 """The simulator's loop: which instruction is next, and what it does, compiled by numba.
 
-Nothing here raises: :func:`execute` returns a :class:`Status`, and ``state`` says where. What is checked before an
-instruction touches memory: every index that it can reach (indices only grow along its loops, so the last is the
-largest), every byte of DRAM, every micro-op.
+Nothing here raises: :func:`execute` returns a :class:`~targets.vta.kernel_abi.Status`, and ``state`` says where. What
+is checked before an instruction touches memory: every index that it can reach (indices only grow along its loops, so
+the last is the largest), every byte of DRAM, every micro-op.
+
+:mod:`targets.vta.native` compiles this and keeps the result; nothing else should import it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import IntEnum
 from typing import Any, TypeVar
 
 import numpy as np
-from numba import njit
+from numba import carray, njit, types
 
+from targets.vta import kernel_abi as abi
 from targets.vta.config import PAGE
 from targets.vta.isa import COLUMNS, AluOp, Memory, Module, Opcode
+from targets.vta.kernel_abi import (
+    ACC_DEPTH,
+    AT,
+    BATCH,
+    DETAIL,
+    DST_BITS,
+    FINISHED,
+    HARDWARE,
+    HEAD,
+    INP_DEPTH,
+    POP_NEXT,
+    POP_PREV,
+    PUSH_NEXT,
+    PUSH_PREV,
+    PUSHED,
+    RANDOM,
+    ROW,
+    SRC_BITS,
+    TOKENS,
+    UOP_DEPTH,
+    WGT_DEPTH,
+    Status,
+)
 from targets.vta.vectors import alu_operation, block_products, weights_in_pairs
-
-
-class Status(IntEnum):
-    """Why :func:`execute` returned. From ``DEADLOCK`` on, the program is wrong at instruction ``state[AT]``."""
-
-    DONE = 0
-    #: The budget is used up; call again to go on.
-    PAUSED = 1
-    DEADLOCK = 2
-    AFTER_FINISH = 3
-    NO_QUEUE = 4
-    BAD_MEMORY = 5
-    SRAM_RANGE = 6
-    DRAM_RANGE = 7
-    UOP_RANGE = 8
-    UOP_UNKNOWN = 9
-    ACC_RANGE = 10
-    SRC_RANGE = 11
-    WGT_RANGE = 12
-    NO_OPERATION = 13
-    BAD_SHIFT = 14
-    STORE_PADDING = 15
-
-
-# Fields of ``state``: what a paused run goes on from.
-HEAD = 0  # and 1, 2: position of each module in ``queue``
-TOKENS = 3  # to 6: in each token queue
-PUSHED = 7  # to 10: the instruction that pushed last to each
-FINISHED = 11  # 1 after FINISH
-ROW = 12  # the row of the outer loop that the instruction under way goes on from
-RANDOM = 13  # state of the random order; 0 in program order
-AT = 14
-DETAIL = 15  # and 16: what the error is about
-STATE_SIZE = 17
-
-# Fields of ``shape``: sizes of what is simulated, and its semantics.
-BATCH = 0
-UOP_DEPTH = 1
-INP_DEPTH = 2
-WGT_DEPTH = 3
-ACC_DEPTH = 4
-DST_BITS = 5
-SRC_BITS = 6
-HARDWARE = 7  # 1: the hardware's semantics, 0: the original functional simulator's
-SHAPE_SIZE = 8
-
-# The token queues, and which of them each module's four bits mean: load, compute, store; -1 is none.
-L2G, G2L, G2S, S2G = range(4)
-POP_PREV = (-1, L2G, G2S)
-POP_NEXT = (G2L, S2G, -1)
-PUSH_PREV = (-1, G2L, S2G)
-PUSH_NEXT = (L2G, G2S, -1)
 
 _OPCODE, _POP_PREV, _POP_NEXT, _PUSH_PREV, _PUSH_NEXT = (
     COLUMNS.index(name) for name in ("opcode", "pop_prev", "pop_next", "push_prev", "push_next")
@@ -92,7 +65,8 @@ _ALU_OP, _USE_IMM, _IMM = (COLUMNS.index(name) for name in ("alu_op", "use_imm",
 _LOAD, _STORE, _GEMM, _FINISH = (int(code) for code in (Opcode.LOAD, Opcode.STORE, Opcode.GEMM, Opcode.FINISH))
 _UOP, _WGT, _INP, _ACC, _OUT, _ACC_8BIT = (int(memory) for memory in Memory)
 _ADD, _SHR, _MUL = int(AluOp.ADD), int(AluOp.SHR), int(AluOp.MUL)
-_COMPUTE = int(Module.COMPUTE)
+_COMPUTE, _MODULES = int(Module.COMPUTE), len(Module)
+_COLUMNS, _SHAPE_SIZE, _STATE_SIZE = len(COLUMNS), abi.SHAPE_SIZE, abi.STATE_SIZE
 _OK, _DONE, _PAUSED, _DEADLOCK = int(Status.DONE), int(Status.DONE), int(Status.PAUSED), int(Status.DEADLOCK)
 _AFTER_FINISH, _NO_QUEUE, _BAD_MEMORY = int(Status.AFTER_FINISH), int(Status.NO_QUEUE), int(Status.BAD_MEMORY)
 _SRAM_RANGE, _DRAM_RANGE = int(Status.SRAM_RANGE), int(Status.DRAM_RANGE)
@@ -105,7 +79,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def _compiled(function: _Function) -> _Function:
-    compiled: _Function = njit(cache=True, nogil=True, error_model="numpy")(function)
+    compiled: _Function = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
     return compiled
 
 
@@ -461,3 +435,44 @@ def execute(
         state[HEAD + module] += 1
         if budget <= 0:
             return _PAUSED
+
+
+def compiled_loop(block: int) -> Any:
+    """:func:`execute` for blocks of so many channels, compiled; takes pointers and integers only.
+
+    Arguments as :data:`targets.vta.native.SIGNATURE` has them.
+    """
+    lanes = (0,) * block
+
+    def loop(  # type: ignore[no-untyped-def]
+        table, count, queue, ends, uop, known, inp, wgt, acc, out, values, words, size, shape_at, state_at, budget
+    ):
+        shape = carray(shape_at, (_SHAPE_SIZE,))
+        width = shape[BATCH] * len(lanes)
+        memories = (
+            carray(uop, (shape[UOP_DEPTH],)),
+            carray(known, (shape[UOP_DEPTH],)),
+            carray(inp, (shape[INP_DEPTH] * width,)),
+            carray(wgt, (shape[WGT_DEPTH] * len(lanes) * len(lanes),)),
+            carray(acc, ((shape[ACC_DEPTH] + 1) * width,)),
+            carray(out, ((shape[ACC_DEPTH] + 1) * width,)),
+        )
+        return execute(
+            carray(table, (count, _COLUMNS)),
+            carray(queue, (count,)),
+            carray(ends, (_MODULES,)),
+            memories,
+            (carray(values, (size,)), carray(words, (size // 4,))),
+            shape,
+            carray(state_at, (_STATE_SIZE,)),
+            budget,
+            lanes,
+        )
+
+    i8, u8, i16, i32, i64 = (
+        types.CPointer(kind) for kind in (types.int8, types.uint8, types.int16, types.int32, types.int64)
+    )
+    signature = types.int64(
+        i64, types.int64, i64, i64, i32, u8, i16, i16, i32, i8, i8, i32, types.int64, i64, i64, types.int64
+    )
+    return njit(signature, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(loop)

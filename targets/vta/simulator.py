@@ -32,9 +32,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from targets.vta import isa
+from targets.vta import kernel_abi as abi
 from targets.vta.config import VtaConfig
 from targets.vta.counters import Counters, count
 from targets.vta.driver import DriverError
+from targets.vta.kernel_abi import Status
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -101,7 +103,7 @@ class Simulator:
             FleetError: ``bad-vta-field`` for a field that no instruction has room for.
             DriverError: ``vta-timeout``.
         """
-        from targets.vta import kernels
+        from targets.vta import native
 
         isa.encode(table, self.config)  # no field is larger than an instruction can hold: sums of them fit 64 bits
         if dram.dtype != np.uint8 or dram.ndim != 1 or not dram.flags.carray or dram.ctypes.data % 4:
@@ -110,19 +112,18 @@ class Simulator:
         modules = isa.modules(table)
         queue = np.argsort(modules, kind="stable").astype(np.int64)
         ends = np.cumsum(np.bincount(modules, minlength=len(isa.Module))).astype(np.int64)
-        state = np.zeros(kernels.STATE_SIZE, np.int64)
-        state[kernels.HEAD + 1 : kernels.HEAD + len(isa.Module)] = ends[:-1]
+        state = np.zeros(abi.STATE_SIZE, np.int64)
+        state[abi.HEAD + 1 : abi.HEAD + len(isa.Module)] = ends[:-1]
         if self._random is not None:
-            state[kernels.RANDOM] = self._random.integers(1, 1 << 63)
-        whole = dram[: dram.size & ~3]
-        arguments = (rows, queue, ends, self._memories, (dram.view(np.int8), whole.view(np.int32)))
+            state[abi.RANDOM] = self._random.integers(1, 1 << 63)
+        loop, shape = native.loop(self.config.block), self._shape()
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            status = kernels.execute(*arguments, self._shape(), state, _BUDGET, (0,) * self.config.block)
-            if status != kernels.Status.PAUSED:
+            status = loop(rows, queue, ends, self._memories, dram, shape, state, _BUDGET)
+            if status != Status.PAUSED:
                 break
             if deadline is not None and time.monotonic() > deadline:
-                raise self._error(table, int(state[kernels.AT]), f"{timeout} s have passed", code="vta-timeout")
+                raise self._error(table, int(state[abi.AT]), f"{timeout} s have passed", code="vta-timeout")
         self._judge(table, queue, ends, state, status)
         return count(table, self.config)
 
@@ -144,28 +145,25 @@ class Simulator:
 
     def _judge(self, table: isa.Table, queue: Any, ends: Any, state: Any, status: int) -> None:
         """Raise for a run that did not end well."""
-        from targets.vta import kernels
-        from targets.vta.kernels import Status
-
-        at, detail, limit = int(state[kernels.AT]), int(state[kernels.DETAIL]), int(state[kernels.DETAIL + 1])
+        at, detail, limit = int(state[abi.AT]), int(state[abi.DETAIL]), int(state[abi.DETAIL + 1])
         if status == Status.DONE:
-            if not state[kernels.FINISHED]:
+            if not state[abi.FINISHED]:
                 raise self._error(table, len(table) - 1, "the stream ends without a FINISH")
             for tokens, name in enumerate(_TOKENS):
-                left = int(state[kernels.TOKENS + tokens])
+                left = int(state[abi.TOKENS + tokens])
                 if left:
-                    pusher = int(state[kernels.PUSHED + tokens])
+                    pusher = int(state[abi.PUSHED + tokens])
                     raise self._error(table, pusher, f"{left} of the tokens {name} are left over; it pushed the last")
             return
         if status == Status.DEADLOCK:
             heads = [int(queue[state[m]]) for m in range(len(isa.Module)) if state[m] < ends[m]]
             at = min(heads)
             module = isa.module_of(int(table["opcode"][at]), int(table["memory"][at]))
-            wanted = {"pop_prev": kernels.POP_PREV[module], "pop_next": kernels.POP_NEXT[module]}
+            wanted = {"pop_prev": abi.POP_PREV[module], "pop_next": abi.POP_NEXT[module]}
             lacking = [
                 _TOKENS[tokens]
                 for bit, tokens in wanted.items()
-                if table[bit][at] and tokens >= 0 and not state[kernels.TOKENS + tokens]
+                if table[bit][at] and tokens >= 0 and not state[abi.TOKENS + tokens]
             ]
             raise self._error(
                 table, at, f"it waits for a token {' and one '.join(lacking)} that nothing pushes any more"

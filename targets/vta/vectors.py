@@ -179,7 +179,7 @@ def alu_operation(  # type: ignore[no-untyped-def]
 
 @intrinsic  # type: ignore[untyped-decorator]
 def weights_in_pairs(typingctx, wgt, values, at, source, lanes) -> tuple[Any, Callable[..., Any]]:  # type: ignore[no-untyped-def]
-    """One element of WGT, ``at``, from int8 [out][in] in ``values`` at ``source``, as :func:`block_products` takes it."""
+    """WGT's element ``at`` from int8 [out][in] in ``values`` at ``source``, as :func:`block_products` takes it."""
     block: int = lanes.count
     signature = types.void(wgt, values, types.int64, types.int64, lanes)
 
