@@ -30,10 +30,15 @@ from targets.pynq import helper
 from targets.pynq.driver import PynqDriver, open_board
 from targets.pynq.helper_process import HELPER, HelperProcess
 from targets.vta import boards, config, isa
+from targets.vta.counters import count
 from targets.vta.driver import DriverError, VtaDriver
+from targets.vta.evaluate import evaluate
 from targets.vta.executable import Executable
 from targets.vta.isa import AluOp, Memory, Opcode
+from targets.vta.layout import pack, unpack
+from targets.vta.lower import lower
 from targets.vta.program import Buffer, Port, Program, Segment
+from targets.vta.qgraph import QConv, QGraph, QTensor
 
 IMAGES = Path(__file__).parent / "pynq_images"
 DIALECTS = {"pynq_2_6": "xlnk", "pynq_3_0": "xrt", "pynq_4_0": "xrt4"}
@@ -99,12 +104,12 @@ class BoardAtHand:
         self.facts.update(facts)
         (self.root / "board.json").write_text(json.dumps(self.facts))
 
-    def open(self, bitstream: bytes = BITSTREAM, board: boards.Board = PYNQ, **options: Any) -> PynqDriver:
+    def open(
+        self, bitstream: bytes = BITSTREAM, board: boards.Board = PYNQ, vta: config.VtaConfig = CONFIG
+    ) -> PynqDriver:
         digest = hashlib.sha256(bitstream).hexdigest()
         start = [sys.executable, str(HELPER), "--root", str(self.root)]
-        driver = PynqDriver(
-            CONFIG, board, bitstream, sha256=digest, start=start, environment=self.environment, **options
-        )
+        driver = PynqDriver(vta, board, bitstream, sha256=digest, start=start, environment=self.environment)
         self.opened.append(driver)
         return driver
 
@@ -230,6 +235,29 @@ def test_a_program_runs(board: BoardAtHand, dialect: str) -> None:
     driver.close()
     assert board.record["open"] is False
     assert (board.root / "var/lib/fleet-vta/loaded.xclbin").exists() == (dialect == "pynq_4_0")
+
+
+@pytest.mark.parametrize("hw_ver", config.HW_VERSIONS)
+@pytest.mark.parametrize("name", config.PUBLISHED)
+def test_a_compiled_network_runs(board: BoardAtHand, name: str, hw_ver: str) -> None:
+    vta = config.load(f"{name}@{hw_ver}")
+    board.set(config=vta.identity, pool_size=32 << 20)
+    rng = np.random.default_rng(3)
+
+    def conv(inputs: str, outputs: str, residual: str = "") -> QConv:
+        weight = rng.integers(-127, 128, (24, 24, 3, 3), np.int8)
+        bias, shift = rng.integers(-9999, 9999, 24, np.int32), np.full(24, 9, np.int32)
+        return QConv(outputs, inputs, outputs, weight, bias, shift, padding=(1, 1, 1, 1), relu=True, residual=residual)
+
+    tensors = {name: QTensor(name, (2, 24, 14, 14), -4) for name in "xyz"}
+    graph = QGraph("two", tensors, (conv("x", "y"), conv("y", "z", residual="x")), ("x",), ("z",))
+    x = rng.integers(-127, 128, tensors["x"].shape, np.int8)
+    wanted = evaluate(graph, {"x": x})["z"]
+    program = lower(graph, vta)
+    driver = board.open(vta=vta)
+    (found,) = Executable(program, driver).run([pack(x, vta)], 20)
+    np.testing.assert_array_equal(unpack(found, tensors["z"].shape, vta), wanted)
+    assert driver.statistics().counters == count(program.table, vta)
 
 
 @every_dialect
@@ -403,6 +431,22 @@ def test_a_system_that_lacks_something_is_told_what(board: BoardAtHand, dialect:
     assert "No module named 'pynq'" in refused("no-pynq")
     board.environment["PYTHONPATH"] = str(board.site)
     check_works(board.open())
+
+
+def test_a_bundle_with_its_bitstream_opens_the_board(board: BoardAtHand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the command and in the environment that a board's agent has."""
+    python = board.root / "image-python"
+    settings = " ".join(f"{name}='{value}'" for name, value in board.environment.items())
+    python.write_text(f"#!/bin/sh\n{settings} exec '{sys.executable}' \"$@\" --root '{board.root}'\n")
+    python.chmod(0o755)
+    bitstream = board.root / "bitstream.bit"
+    bitstream.write_bytes(BITSTREAM)
+    monkeypatch.setenv("FLEET_PYNQ_PYTHON", str(python))
+    monkeypatch.setenv("PYTHONPATH", "/of/the/agent")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    driver = open_board(CONFIG, PYNQ, bitstream)
+    board.opened.append(driver)
+    check_works(driver)
 
 
 def test_a_bundle_without_bitstream_says_how_to_get_one() -> None:
