@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from targets.vta.isa import COLUMNS
+
 
 class Status(IntEnum):
     """Why the loop returned. From ``DEADLOCK`` on, the program is wrong at instruction ``state[AT]``."""
@@ -58,3 +60,23 @@ POP_PREV = (-1, L2G, G2S)
 POP_NEXT = (G2L, S2G, -1)
 PUSH_PREV = (-1, G2L, S2G)
 PUSH_NEXT = (L2G, G2S, -1)
+
+# Columns of the table.
+OPCODE, POPS_PREV, POPS_NEXT, PUSHES_PREV, PUSHES_NEXT = (
+    COLUMNS.index(name) for name in ("opcode", "pop_prev", "pop_next", "push_prev", "push_next")
+)
+MEMORY, SRAM_BASE, DRAM_BASE, Y_SIZE, X_SIZE, X_STRIDE, Y_PAD_0, Y_PAD_1, X_PAD_0, X_PAD_1 = (
+    COLUMNS.index(name)
+    for name in (
+        *("memory", "sram_base", "dram_base", "y_size", "x_size", "x_stride"),
+        *("y_pad_0", "y_pad_1", "x_pad_0", "x_pad_1"),
+    )
+)
+RESET, UOP_BGN, UOP_END, ITER_OUT, ITER_IN, DST_OUT, DST_IN, SRC_OUT, SRC_IN, WGT_OUT, WGT_IN = (
+    COLUMNS.index(name)
+    for name in (
+        *("reset", "uop_bgn", "uop_end", "iter_out", "iter_in", "dst_factor_out", "dst_factor_in"),
+        *("src_factor_out", "src_factor_in", "wgt_factor_out", "wgt_factor_in"),
+    )
+)
+ALU_OP, USE_IMM, IMM = (COLUMNS.index(name) for name in ("alu_op", "use_imm", "imm"))

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 #: What the loop is made of.
-_SOURCES = ("kernels.py", "vectors.py", "kernel_abi.py", "isa.py", "config.py", "native.py")
+_SOURCES = (
+    *("kernels.py", "kernel_compute.py", "kernel_memory.py", "vectors.py"),
+    *("kernel_abi.py", "isa.py", "config.py", "native.py"),
+)
 #: Of the compiled loop: numba's own convention, where the result and an exception go first.
 _POINTER, _INTEGER = ctypes.c_void_p, ctypes.c_int64
 _PROTOTYPE = ctypes.CFUNCTYPE(
