@@ -205,7 +205,7 @@ def open_board(config: VtaConfig, board: Board, bitstream: Path | None) -> PynqD
         raise DriverError(
             f"the bundle has no bitstream for {board.name}, {config.identity}",
             code="no-bitstream",
-            hint="`vta bitstream fetch` gets the published one; then deploy anew, or give one with `--option bitstream=FILE`",
+            hint="`vta bitstream fetch` gets the published one for a new build; `--option bitstream=FILE` takes yours",
         )
     data = bitfile.read(bitstream)
     return PynqDriver(config, board, data, sha256=hashlib.sha256(data).hexdigest())

@@ -205,13 +205,14 @@ class Helper:
         self._windows = []  # type: List[Any]
         self._buffers = {}  # type: Dict[int, Any]
         self._idle_program = 0
+        self._opened = False
         self._lock = -1
 
     def answer(self, name: str, fields: Dict[str, Any], payload: bytes) -> Tuple[Dict[str, Any], bytes]:
         if name == "open":
             return self.open(**fields), b""
-        if self._lock < 0:
-            raise Refused("not-open", "the first request must be 'open'")
+        if not self._opened:
+            raise Refused("bad-request", "the first request must be 'open'")
         if name == "program":
             return self.program(payload), b""
         if name == "close":
@@ -237,7 +238,7 @@ class Helper:
         if protocol != PROTOCOL:
             raise Refused("wrong-protocol", "the helper speaks protocol %d, the agent %d" % (PROTOCOL, protocol))
         if self._lock >= 0:
-            raise Refused("not-open", "it is open already")
+            raise Refused("bad-request", "it is open already")
         if board not in BOARDS:
             raise Refused("unknown-board", "the helper knows no board '%s'" % board)
         tree = self._text("/proc/device-tree/chosen/pynq_board").strip("\0\n ")
@@ -247,10 +248,10 @@ class Helper:
             raise Refused("not-root", "the helper cannot reach /dev/mem")
         self._board, self._wanted, self._coherent = BOARDS[board], sha256, coherent
         self._take_lock()
-        self._import_pynq()
         record = self._record()
         # Another process that ended without closing may have left the accelerator running into its memory.
         self._unclean = bool(record) and record["open"]
+        self._import_pynq()
         clock = float(self._pynq.Clocks.fclk0_mhz)
         self._ready = (
             bool(record)
@@ -261,6 +262,7 @@ class Helper:
             and _near(clock)
         )
         self._write_record(self._ready)
+        self._opened = True
         return {
             "running": self._ready,
             "dialect": self._dialect(),
@@ -434,12 +436,12 @@ class Helper:
             _, buffer = self._buffers.popitem()
             buffer.freebuffer()
         self._idle_program = 0
+        if self._opened and (self._ready or not self._unclean):
+            self._write_record(self._ready, still_open=False)
         if self._lock >= 0:
-            if self._ready or not self._unclean:
-                self._write_record(self._ready, still_open=False)
             os.close(self._lock)
             self._lock = -1
-        self._ready = False
+        self._opened = self._ready = False
 
     # --- The system -------------------------------------------------------------------------
 

@@ -72,13 +72,17 @@ class HelperProcess:
     ) -> tuple[dict[str, Any], bytes]:
         """What the helper answers.
 
-        Raises :class:`DriverError`: what the helper refuses, by its codes; ``helper-ended`` when it is gone, or was
+        Raises :class:`DriverError`: what the helper refuses, by its codes; ``bad-request`` for what no helper would
+        take, which is not sent; ``helper-ended`` when it is gone, or was
         ended because it did not answer within ``timeout`` seconds or not in the helper's words.
         """
         if self._over:
             raise self._ended(self._over)
         view = memoryview(payload).cast("B")
-        head = helper.encode(name, dict(fields), view, helper.REQUESTS)
+        try:
+            head = helper.encode(name, dict(fields), view, helper.REQUESTS)
+        except helper.ProtocolError as error:
+            raise DriverError(f"the board cannot be asked for this: {error}", code="bad-request") from None
         deadline = time.monotonic() + timeout
         try:
             self._write(memoryview(head), deadline)

@@ -396,6 +396,9 @@ def test_physical_memory_is_out_of_reach(board: BoardAtHand) -> None:
             process.ask(request, given, payload, timeout=20)
         assert caught.value.code == "vta-address"
     assert driver.read(address, 4096) == bytes(4096)
+    for size in (1 << 31, -1):
+        with pytest.raises(DriverError, match="'allocate' has no valid size"):
+            process.ask("allocate", {"size": size}, timeout=20)
 
 
 def test_the_accelerator_is_one_process_own(board: BoardAtHand) -> None:
@@ -577,6 +580,10 @@ def test_a_helper_that_is_killed(board: BoardAtHand, dialect: str) -> None:
         driver.allocate(4096)
     executable.close()
     driver.close()
+    board.environment["PYTHONPATH"] = str(board.root)
+    with pytest.raises(DriverError, match="pynq cannot be imported"):
+        board.open()
+    board.environment["PYTHONPATH"] = str(board.site)
     after = board.open()
     assert after.programmed, "what it left running may write into memory that is not its own"
     assert len(board.done("xlnk_reset")) == (dialect == "pynq_2_6")
