@@ -39,6 +39,15 @@ class LayerFigures(msgspec.Struct, kw_only=True):
     cycles: int
 
 
+class ModuleFigures(msgspec.Struct, kw_only=True):
+    """What a module does, as the model sees it: cycles of work, their share, and cycles that it waits, by what for."""
+
+    name: str
+    busy: int
+    utilisation: float
+    waiting: dict[str, int]
+
+
 class OutputFigures(msgspec.Struct, kw_only=True):
     """An output of a program that ran by itself: int8 NCHW, by its digest."""
 
@@ -54,10 +63,14 @@ class SimReport(msgspec.Struct, kw_only=True):
     counters: dict[str, int]
     bytes_moved: int
     cycles: int
+    #: What arithmetic and memory would take alone.
+    gemm_cycles: int
+    dma_cycles: int
     predicted_ms: float
     seconds: float
     gemm_per_second: float
     layers: list[LayerFigures]
+    modules: list[ModuleFigures]
     top: list[TopLabel] = []
     outputs: list[OutputFigures] = []
     simulated: bool = True
@@ -95,9 +108,10 @@ def parts(report: SimReport) -> list[RenderableType]:
     if len(report.layers) > 1:
         said += [_layers(report), ""]
     said += [_counters(report), ""]
+    said += [_modules(report), ""]
     said.append(
-        f"moved {size(report.bytes_moved)}, {report.cycles:,} cycles, "
-        f"{milliseconds(report.predicted_ms)} ms predicted on {report.board}"
+        f"moved {size(report.bytes_moved)}, {report.cycles:,} cycles (GEMM {report.gemm_cycles:,}, memory "
+        f"{report.dma_cycles:,}), {milliseconds(report.predicted_ms)} ms predicted on {report.board}"
     )
     said.append(f"simulated in {report.seconds:.3f} s: {rate(report.gemm_per_second)} block operations a second")
     if report.timeline:
@@ -146,6 +160,20 @@ def _counters(report: SimReport) -> RenderableType:
 
 def _compared(value: int, published: int | None) -> list[str]:
     return [] if published is None else [f"{published:,}", f"{value / published:.3f}"]
+
+
+def _modules(report: SimReport) -> RenderableType:
+    from controller.cli.tables import table
+
+    rows: list[list[Cell]] = [
+        [
+            module.name,
+            f"{module.utilisation:.0%}",
+            ", ".join(f"{what} {cycles / max(report.cycles, 1):.0%}" for what, cycles in module.waiting.items()),
+        ]
+        for module in report.modules
+    ]
+    return table(["module", "busy", "waits for"], rows, right=("busy",))
 
 
 def _top(report: SimReport) -> RenderableType:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from controller.vta.report import LayerFigures, OutputFigures, SimReport
+from controller.vta.report import LayerFigures, ModuleFigures, OutputFigures, SimReport
 from targets.base import FleetError
 
 if TYPE_CHECKING:
@@ -136,10 +136,13 @@ def summary(name: str, runs: Sequence[Ran], settings: Settings, *, source: str) 
         counters=total.to_dict(),
         bytes_moved=total.bytes_moved,
         cycles=sum(run.cycles.cycles for run in runs),
+        gemm_cycles=sum(run.cycles.gemm_cycles for run in runs),
+        dma_cycles=sum(run.cycles.dma_cycles for run in runs),
         predicted_ms=sum(run.cycles.predicted_ms for run in runs),
         seconds=seconds,
         gemm_per_second=total.gemm_counter / seconds if seconds > 0 else 0.0,
         layers=[layer for run in runs for layer in _layers(run)],
+        modules=_modules(runs),
         board=settings.board,
         config=runs[0].config.identity,
         semantics=settings.semantics,
@@ -193,6 +196,23 @@ def _layers(run: Ran) -> list[LayerFigures]:
             )
         )
     return found
+
+
+def _modules(runs: Sequence[Ran]) -> list[ModuleFigures]:
+    """Each module over all runs."""
+    total = sum(run.cycles.cycles for run in runs)
+    found: dict[str, ModuleFigures] = {}
+    for run in runs:
+        for module in run.cycles.modules:
+            figures = found.setdefault(
+                module.name, ModuleFigures(name=module.name, busy=0, utilisation=0.0, waiting={})
+            )
+            figures.busy += module.busy
+            for what, cycles in module.waiting.items():
+                figures.waiting[what] = figures.waiting.get(what, 0) + cycles
+    for figures in found.values():
+        figures.utilisation = figures.busy / max(total, 1)
+    return list(found.values())
 
 
 def _outputs(program: Program, memory: npt.NDArray[np.uint8]) -> list[OutputFigures]:
