@@ -23,7 +23,10 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from bitstreams.manifest import KnownBitstream
 from targets.base import FleetError
 from targets.pynq import driver as driver_module
 from targets.pynq import helper
@@ -348,6 +351,53 @@ def test_memory_is_zero_apart_and_given_back(board: BoardAtHand, dialect: str, c
         driver.read(addresses[0], 1)
 
 
+OPERATIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("allocate"), st.integers(1, 300_000)),
+        st.tuples(st.just("free"), st.integers(0, 9)),
+        st.tuples(st.just("write"), st.integers(0, 9), st.floats(0, 1), st.binary(min_size=1, max_size=9000)),
+        st.tuples(st.just("read"), st.integers(0, 9), st.floats(0, 1), st.integers(1, 9000)),
+    ),
+    max_size=25,
+)
+
+
+@pytest.mark.parametrize("coherent", [True, False])
+def test_memory_holds_what_was_written_whatever_came_between(board: BoardAtHand, coherent: bool) -> None:
+    board.set(coherent=coherent)
+    driver = board.open(board=msgspec.structs.replace(PYNQ, coherent=coherent))
+
+    @settings(max_examples=40, deadline=None)
+    @given(OPERATIONS)
+    def check(operations: list[tuple[Any, ...]]) -> None:
+        held: dict[int, bytearray] = {}
+        for kind, *arguments in operations:
+            if kind == "allocate":
+                held[driver.allocate(arguments[0])] = bytearray(arguments[0])
+                continue
+            if not held:
+                continue
+            address = sorted(held)[arguments[0] % len(held)]
+            if kind == "free":
+                driver.free(address)
+                del held[address]
+                continue
+            contents = held[address]
+            offset = int(arguments[1] * (len(contents) - 1))
+            if kind == "write":
+                data = arguments[2][: len(contents) - offset]
+                driver.write(address + offset, data)
+                contents[offset : offset + len(data)] = data
+            else:
+                size = min(arguments[2], len(contents) - offset)
+                assert driver.read(address + offset, size) == contents[offset : offset + size]
+        for address, contents in held.items():
+            assert driver.read(address, len(contents)) == contents
+            driver.free(address)
+
+    check()
+
+
 # --- What is refused ----------------------------------------------------------------------------
 
 
@@ -359,6 +409,21 @@ def test_a_bitstream_for_another_part_is_refused_before_anything_starts(board: B
     assert not (board.root / "run").exists()
 
 
+def test_a_bitstream_of_another_configuration_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    digest = hashlib.sha256(BITSTREAM).hexdigest()
+    known = KnownBitstream("pynq", "7z020", CONFIG.name, "0.0.1", "https://example.org/a.bit", sha256=digest)
+    nothing = [str(tmp_path / "python")]
+    with pytest.raises(FleetError, match=f"{CONFIG.name}@0.0.1, and the program was built for .*@0.0.2") as caught:
+        PynqDriver(CONFIG, PYNQ, BITSTREAM, manifest=[known], start=nothing)
+    assert caught.value.code == "wrong-configuration"
+    with pytest.raises(FleetError) as caught:
+        PynqDriver(CONFIG, PYNQ, BITSTREAM, manifest=[], start=nothing)
+    assert caught.value.code == "unknown-bitstream"
+    with pytest.raises(FleetError) as caught:
+        PynqDriver(CONFIG, PYNQ, BITSTREAM, sha256="0" * 64, start=nothing)
+    assert caught.value.code == "wrong-digest"
+
+
 def test_the_helper_checks_the_bitstream_itself(board: BoardAtHand) -> None:
     wrong = bit_file("xczu7ev-ffvc1156")
     process = HelperProcess([sys.executable, str(HELPER), "--root", str(board.root)], board.environment)
@@ -367,14 +432,14 @@ def test_the_helper_checks_the_bitstream_itself(board: BoardAtHand) -> None:
     with pytest.raises(DriverError, match="first request"):
         process.ask("read", {"address": 0, "size": 1}, timeout=20)
     assert process.ask("open", fields, timeout=20)[0]["running"] is False
-    for request, given, payload, code in (
+    for request, asked, payload, code in (
         ("program", {}, BITSTREAM, "wrong-digest"),
         ("program", {}, wrong, "wrong-part"),
         ("allocate", {"size": 4096}, b"", "not-programmed"),
         ("run", {"address": 4096, "count": 1, "timeout_ms": 1}, b"", "not-programmed"),
     ):
         with pytest.raises(DriverError) as caught:
-            process.ask(request, given, payload, timeout=20)
+            process.ask(request, asked, payload, timeout=20)
         assert caught.value.code == code
     process.close(20)
     assert board.done("program") == []
@@ -384,7 +449,7 @@ def test_physical_memory_is_out_of_reach(board: BoardAtHand) -> None:
     driver = board.open()
     address = driver.allocate(4096)
     process = driver._helper
-    for request, given, payload in (
+    for request, asked, payload in (
         ("read", {"address": 0, "size": 16}, b""),
         ("read", {"address": address + 4090, "size": 16}, b""),
         ("read", {"address": address - 1, "size": 16}, b""),
@@ -393,7 +458,7 @@ def test_physical_memory_is_out_of_reach(board: BoardAtHand) -> None:
         ("run", {"address": address, "count": 257, "timeout_ms": 10}, b""),
     ):
         with pytest.raises(DriverError) as caught:
-            process.ask(request, given, payload, timeout=20)
+            process.ask(request, asked, payload, timeout=20)
         assert caught.value.code == "vta-address"
     assert driver.read(address, 4096) == bytes(4096)
     for size in (1 << 31, -1):
