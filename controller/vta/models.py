@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from controller.cli.session import Session
     from controller.vta.report import SimReport
     from controller.vta.simulate import Ran, Settings
+    from controller.vta.simulate import make_ready
     from controller.vta.watched import Region, WatchedRunner
     from targets.base import Array
     from targets.bundle import Manifest
@@ -144,6 +145,7 @@ def _opened(bundle: Bundle, found: Sequence[Program], settings: Settings) -> Wat
     from targets.vta import boards
     from targets.vta.sim_driver import SimDriver
 
+    make_ready(found[0].config)
     driver = SimDriver(found[0].config, semantics=settings.semantics, order=settings.order, seed=settings.seed)
     try:
         return WatchedRunner(bundle, found, driver, boards.find(settings.board))
