@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from targets.base import BuiltFile, LoadedBundle
+from targets.base import BuiltFile, LoadedBundle, TensorSpec
 
 if TYPE_CHECKING:
     from targets.vta.program import Program
@@ -37,7 +37,9 @@ def program_files(programs: Sequence[Program], workdir: Path) -> list[BuiltFile]
         path = workdir / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(data)
-        files.append(BuiltFile(name=name, path=str(path), role="weight" if weight else "extra"))
+        # Packed as the accelerator reads it: bytes are all that can be said of its shape.
+        tensor = TensorSpec(path.name, (len(data),), "uint8") if weight else None
+        files.append(BuiltFile(name=name, path=str(path), role="weight" if weight else "extra", tensor=tensor))
 
     for index, program in enumerate(programs):
         write(header_name(index), msgspec.json.encode(program.header()), False)
