@@ -6,6 +6,7 @@ is one call of :data:`REGION`, which takes and gives float32 tensors of four dim
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -25,7 +26,8 @@ from targets.vta.lower.tiling import why_not
 from targets.vta.program import MAX_SEGMENT
 from targets.vta.qgraph import LIMIT, QConv, QMaxPool
 from targets.vta.regions import regions
-from targets.vta.relax_nodes import Affine, Function, Unit, read, shape_of, straight, variables
+from targets.vta.relax_nodes import read, straight
+from targets.vta.units import Convolution, Function, Unit, shape_of, variables
 
 #: The function that stands for a region: its number, its inputs, its outputs.
 REGION = "fleet.vta.region"
@@ -37,7 +39,7 @@ MAX_PRODUCTS = (1 << 29) // LIMIT**2
 class PartitionOptions:
     """What may go to the accelerator.
 
-    ``first_conv``: layers that read the network's inputs without a layer before them; ``dense``: dense layers.
+    ``first_conv``: convolutions with no other layer between them and the network's inputs; ``dense``: dense layers.
     ``pools``: two operators, such as ``("max_pool2d", "global_avg_pool2d")``: only what lies between the first of the
     one and the next of the other, as in TVM's ``pack_dict``.
     """
@@ -91,10 +93,10 @@ def _refuse(units: Sequence[Unit], config: VtaConfig, options: PartitionOptions)
             continue
         if position not in between:
             unit.reason = "it is outside of the pools that were named"
-        elif unit.operator == "matmul" and not options.dense:
+        elif unit.operator == "dense" and not options.dense:
             unit.reason = "dense layers stay in float (option dense)"
-        elif unit.kind == "layer" and unit.first and not options.first_conv:
-            unit.reason = "the first layer stays in float (option first_conv)"
+        elif unit.operator == "conv2d" and unit.first and not options.first_conv:
+            unit.reason = "the first convolution stays in float (option first_conv)"
         else:
             unit.reason = _unplaceable(unit, config)
 
@@ -106,7 +108,7 @@ def _between(units: Sequence[Unit], pools: tuple[str, str]) -> range:
     def find(name: str, start: int) -> int:
         for position in range(start, len(units)):
             unit = units[position]
-            if unit.operator == name or (name == "global_avg_pool2d" and unit.global_average):
+            if name in (unit.operator, *unit.operators) or (name == "global_avg_pool2d" and unit.global_average):
                 return position
         there = sorted({operator for unit in units for operator in unit.operators})
         where = f" after the first {names[0]}" if start else ""
@@ -171,9 +173,13 @@ def _misplaced(group: Sequence[Unit], function: Function) -> list[tuple[Unit, st
     if all(unit.kind != "layer" for unit in group):
         return [(unit, "no layer next to it is on the accelerator") for unit in group]
     inside, outside = {unit.output for unit in group}, _read_outside(group, function)
+    read = Counter(var for unit in group for var in _inputs(unit))
     found = []
     for unit in group:
-        if unit.kind == "pool":
+        if unit.kind == "light" and not any(var in inside or read[var] > 1 for var in _inputs(unit)):
+            # Floats cost nothing here: every value has to pass through the CPU on its way in.
+            found.append((unit, "what comes before it is on the CPU"))
+        elif unit.kind == "pool":
             if not inside.issuperset(_inputs(unit)):
                 found.append((unit, "what comes before it is on the CPU"))
             elif unit.output in outside:
@@ -184,7 +190,7 @@ def _misplaced(group: Sequence[Unit], function: Function) -> list[tuple[Unit, st
 def _inputs(unit: Unit) -> list[Any]:
     """Variables that the accelerator reads for a unit."""
     assert unit.work is not None
-    residual = unit.work.residual if isinstance(unit.work, Affine) else None
+    residual = unit.work.residual if isinstance(unit.work, Convolution) else None
     return [unit.work.input] if residual is None else [unit.work.input, residual]
 
 
@@ -235,8 +241,12 @@ def _shape(var: Any) -> Shape:
 
 
 def _notes(groups: Iterable[Sequence[Unit]]) -> tuple[str, ...]:
-    units = [unit for group in groups for unit in group if unit.reason]
-    return tuple(f"{' + '.join([unit.name, *unit.operators[1:]])} stays on the CPU: {unit.reason}" for unit in units)
+    return tuple(
+        f"{unit.name} ({', '.join(unit.operators)}) stays on the CPU: {unit.reason}"
+        for group in groups
+        for unit in group
+        if unit.reason
+    )
 
 
 # --- What is left -------------------------------------------------------------------------------

@@ -1,7 +1,4 @@
-"""A Relax function as units: an operator with the elementwise operators that follow it and can be computed with it.
-
-Shapes of two dimensions count as pictures of one pixel: (N, C) is (N, C, 1, 1).
-"""
+"""From a Relax function to units: each operator makes one, or becomes part of the one whose output it changes."""
 
 from __future__ import annotations
 
@@ -9,110 +6,18 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tvm
 from tvm import relax
 
-from targets.vta.graph import Conv, MaxPool, Node, Shape
+from targets.vta.units import Convolution, Function, Kind, MaxPooling, Unit, shape_of, variables
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    Float64 = npt.NDArray[np.float64]
-
-#: ``layer`` is what the accelerator is for; ``light`` work and a ``pool`` go there only beside layers; ``other`` never.
-Kind = Literal["layer", "pool", "light", "other"]
+    from targets.vta.units import Float64
 
 _FLATTENING = ("reshape", "flatten", "squeeze")
-
-
-@dataclass(slots=True)
-class Affine:
-    """A convolution before its names are known: ``relu?(conv(input, weight) + bias + residual?)``."""
-
-    input: Any
-    weight: Float64
-    bias: Float64
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
-    dilation: tuple[int, int] = (1, 1)
-    groups: int = 1
-    relu: bool = False
-    residual: Any = None
-
-    @property
-    def products(self) -> int:
-        """Multiplications for one output value."""
-        return int(np.prod(self.weight.shape[1:]))
-
-
-@dataclass(slots=True)
-class Maximum:
-    """A max-pool before its names are known."""
-
-    input: Any
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int, int, int]
-
-
-@dataclass(slots=True)
-class Unit:
-    """Bindings that are computed together. ``output`` is the variable of the last one; ``name`` is its tensor's too.
-
-    ``work`` is what the accelerator would compute; ``reason`` why it must not, and empty where it may.
-    """
-
-    name: str
-    kind: Kind
-    operators: list[str]
-    bindings: list[int]
-    output: Any
-    work: Affine | Maximum | None
-    reason: str = ""
-    #: Whether no layer comes before it.
-    first: bool = False
-    #: Whether no value of the output can be below zero.
-    nonnegative: bool = False
-    #: Whether it is the average of whole pictures.
-    global_average: bool = False
-
-    @property
-    def operator(self) -> str:
-        return self.operators[0]
-
-    def node(self, name_of: Callable[[Any], str]) -> Node:
-        """The unit as a node whose tensors are called what ``name_of`` says of their variables."""
-        work = self.work
-        if isinstance(work, Maximum):
-            return MaxPool(self.name, name_of(work.input), self.name, work.kernel, work.stride, work.padding)
-        assert work is not None
-        return Conv(
-            self.name,
-            name_of(work.input),
-            self.name,
-            np.ascontiguousarray(work.weight, np.float32),
-            work.bias.astype(np.float32),
-            work.stride,
-            work.padding,
-            work.dilation,
-            work.groups,
-            work.relu,
-            "" if work.residual is None else name_of(work.residual),
-            self.operator,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Function:
-    """The bindings of a function, and the units that they make, in an order in which they can be computed."""
-
-    params: tuple[Any, ...]
-    bindings: tuple[Any, ...]
-    result: Any
-    units: tuple[Unit, ...]
 
 
 def straight(function: Any) -> bool:
@@ -133,17 +38,6 @@ def read(function: Any) -> Function:
     return Function(tuple(function.params), bindings, function.body.body, tuple(units))
 
 
-def shape_of(expr: Any) -> Shape | None:
-    """The shape of a float32 tensor as a picture's; None for what is none."""
-    ty = expr.ty
-    if not isinstance(ty, relax.TensorType) or str(ty.dtype) != "float32" or ty.shape is None:
-        return None
-    sizes = [int(size) if hasattr(size, "value") else 0 for size in getattr(ty.shape, "values", ())]
-    if len(sizes) == 2:
-        sizes += [1, 1]
-    return (sizes[0], sizes[1], sizes[2], sizes[3]) if len(sizes) == 4 and min(sizes) > 0 else None
-
-
 @dataclass(frozen=True, slots=True)
 class _Binding:
     index: int
@@ -160,7 +54,7 @@ class _Reader:
         self._bindings = bindings
         self._made: dict[Any, Unit] = {}
         self._after_layer: set[Any] = set()
-        self._counts: dict[str, int] = {}
+        self._counts: Counter[str] = Counter()
         self._uses: Counter[Any] = Counter()
         for expr in (*(binding.value for binding in bindings), result):
             self._uses.update(variables(expr))
@@ -187,7 +81,7 @@ class _Reader:
             return False
         stride, padding, dilation = _ints(attrs.strides), _ints(attrs.padding), _ints(attrs.dilation)
         bias = np.zeros(len(weight))
-        self._new(it, "layer", Affine(image, weight, bias, stride, padding, dilation, int(attrs.groups)))
+        self._new(it, "layer", Convolution(image, weight, bias, stride, padding, dilation, int(attrs.groups)))
         return True
 
     def matmul(self, it: _Binding) -> bool:
@@ -202,10 +96,13 @@ class _Reader:
             if source is not None and source[0] == flat.ty.shape[0]:
                 # After a flattened picture it is a convolution whose kernel is the picture's size.
                 self.units.remove(before)
-                unit = self._new(it, "layer", Affine(picture, weight.T.reshape(-1, *source[1:]), bias))
+                unit = self._new(
+                    it, "layer", Convolution(picture, weight.T.reshape(-1, *source[1:]), bias), operator="dense"
+                )
                 unit.bindings.insert(0, before.bindings[0])
+                unit.operators.insert(0, before.operator)
                 return True
-        self._new(it, "layer", Affine(flat, weight.T[:, :, None, None], bias))
+        self._new(it, "layer", Convolution(flat, weight.T[:, :, None, None], bias), operator="dense")
         return True
 
     def max_pool2d(self, it: _Binding) -> bool:
@@ -217,7 +114,7 @@ class _Reader:
         nonnegative = self._is_nonnegative(image)
         exact = nonnegative or not any(padding)
         reason = "" if exact else "the accelerator pads with zeros, and values may be below zero"
-        self._new(it, "pool", Maximum(image, kernel, stride, padding), reason).nonnegative = nonnegative
+        self._new(it, "pool", MaxPooling(image, kernel, stride, padding), reason).nonnegative = nonnegative
         return True
 
     def avg_pool2d(self, it: _Binding) -> bool:
@@ -310,23 +207,26 @@ class _Reader:
 
     # --- Units ------------------------------------------------------------------------------------
 
-    def _new(self, it: _Binding, kind: Kind, work: Affine | Maximum | None, reason: str = "") -> Unit:
-        number = self._counts.get(it.operator, 0)
-        self._counts[it.operator] = number + 1
+    def _new(
+        self, it: _Binding, kind: Kind, work: Convolution | MaxPooling | None, reason: str = "", operator: str = ""
+    ) -> Unit:
+        operator = operator or it.operator
+        number = self._counts[operator]
+        self._counts[operator] += 1
         first = not any(var in self._after_layer for var in variables(it.call))
-        unit = Unit(f"{it.operator}-{number}", kind, [it.operator], [it.index], it.var, work, reason, first)
+        unit = Unit(f"{operator}-{number}", operator, kind, [it.operator], [it.index], it.var, work, reason, first)
         self.units.append(unit)
         self._made[it.var] = unit
         return unit
 
-    def _open(self, var: Any) -> Affine | None:
+    def _open(self, var: Any) -> Convolution | None:
         """What makes ``var``, if what follows can be made part of it."""
         unit = self._made.get(var)
-        if unit is None or self._uses[var] > 1 or not isinstance(unit.work, Affine) or unit.work.relu:
+        if unit is None or self._uses[var] > 1 or not isinstance(unit.work, Convolution) or unit.work.relu:
             return None
         return unit.work
 
-    def _joined(self, it: _Binding, var: Any) -> tuple[Unit, Affine] | None:
+    def _joined(self, it: _Binding, var: Any) -> tuple[Unit, Convolution] | None:
         """What makes ``var``, with ``it`` as its last operator."""
         work = self._open(var)
         if work is None:
@@ -337,11 +237,12 @@ class _Reader:
         unit.output = it.var
         return unit, work
 
-    def _diagonal(self, it: _Binding, image: Any) -> tuple[Unit, Affine]:
+    def _diagonal(self, it: _Binding, image: Any) -> tuple[Unit, Convolution]:
         """A convolution that changes nothing, as the unit of ``it``."""
         channels = shape_of(image)[1]  # type: ignore[index]
-        work = Affine(image, np.ones((channels, 1, 1, 1)), np.zeros(channels), groups=channels)
-        return self._new(it, "light", work), work
+        work = Convolution(image, np.ones((channels, 1, 1, 1)), np.zeros(channels), groups=channels)
+        operator = "scale" if it.operator in ("subtract", "multiply", "divide") else it.operator
+        return self._new(it, "light", work, operator=operator), work
 
     def _average(
         self,
@@ -354,9 +255,9 @@ class _Reader:
         channels = shape_of(image)[1]  # type: ignore[index]
         count = math.prod(kernel)
         weight = np.full((channels, 1, *kernel), 1 / count)
-        work = Affine(image, weight, np.zeros(channels), stride, padding, groups=channels)
+        work = Convolution(image, weight, np.zeros(channels), stride, padding, groups=channels)
         reason = "" if count & (count - 1) == 0 else f"the average of {count} values is not exact in integers"
-        unit = self._new(it, "pool", work, reason)
+        unit = self._new(it, "pool", work, reason, "avg_pool2d")
         unit.nonnegative = self._is_nonnegative(image)
         unit.global_average = shape_of(it.var)[2:] == (1, 1)  # type: ignore[index]
 
@@ -380,11 +281,6 @@ _RULES: dict[str, Callable[[_Reader, _Binding], bool]] = {
     "multiply": _Reader.scale_and_shift,
     "divide": _Reader.scale_and_shift,
 }
-
-
-def variables(expr: Any) -> list[Any]:
-    """Variables that an expression reads, each once."""
-    return list(relax.analysis.free_vars(expr))
 
 
 def _constant(expr: Any) -> Float64 | None:
