@@ -99,7 +99,8 @@ def _object(block: int) -> tuple[str, bytes]:
     """The loop's name and the object file that has it, kept or compiled now."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    file_name = f"vta-loop-{block}-{_digest(block)}.o"
+    kind = f"vta-loop-{block}-{_digest(*_processor())[:16]}-"
+    file_name = f"{kind}{_digest(version('numba'), version('llvmlite'), *_sources())}.o"
     folders = list(_folders())
     for folder in folders:
         found = _read(folder / file_name)
@@ -110,6 +111,8 @@ def _object(block: int) -> tuple[str, bytes]:
     for folder in folders:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for stale in folder.glob(f"{kind}*.o"):
+                stale.unlink()
             write_atomic(folder / file_name, hashlib.sha256(data).digest() + data)
         except OSError:
             continue  # read-only, full, or somebody else's: the next one
@@ -160,17 +163,22 @@ def _compile(block: int) -> tuple[str, bytes]:
 
 def _target_machine() -> llvm.TargetMachine:
     """A machine as numba makes them: this processor, all that it can do."""
-    target = llvm.Target.from_default_triple()
-    features = llvm.get_host_cpu_features().flatten()
-    return target.create_target_machine(cpu=llvm.get_host_cpu_name(), features=features, opt=3, jit=True)
+    triple, cpu, features = _processor()
+    return llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, features=features, opt=3, jit=True)
 
 
-def _digest(block: int) -> str:
-    """Of everything that the machine code depends on."""
-    digest = hashlib.sha256()
+def _processor() -> tuple[str, str, str]:
+    """LLVM's names for the platform, the processor and what that can do."""
+    return llvm.get_process_triple(), llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+
+
+def _sources() -> Iterator[str]:
     for name in _SOURCES:
-        digest.update((Path(__file__).parent / name).read_bytes())
-    processor = (llvm.get_default_triple(), llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
-    for part in (str(block), version("numba"), version("llvmlite"), *processor):
+        yield (Path(__file__).parent / name).read_text(encoding="utf-8")
+
+
+def _digest(*parts: str) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
         digest.update(part.encode() + b"\0")
     return digest.hexdigest()[:32]
