@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from bitstreams import bitfile
 from bitstreams.manifest import KnownBitstream
@@ -32,7 +33,7 @@ class PynqDriver:
     ``bitstream`` is a ``.bit`` file (its path, or its bytes) for ``board`` and ``config``; it is checked before
     anything is programmed, and programmed only when it is not what runs already. ``sha256`` vouches for a file that is
     in no manifest. ``start`` is the command that starts the helper, with its environment in ``environment``; left out
-    they are found. ``predict``: let :meth:`statistics` run the cycle model, seconds on a small board.
+    they are found. ``predict``: run the cycle model for each program, before its first run; seconds on a small board.
 
     Raises :class:`FleetError`: what :func:`bitstreams.bitfile.check` refuses; :class:`DriverError`: what the helper
     does, among them ``busy``, ``not-root``, ``no-pynq``, ``program-failed``, ``wrong-clock``.
@@ -64,7 +65,8 @@ class PynqDriver:
         self._predict = predict
         self._bitstream = checked.data
         self._allocated: dict[int, int] = {}
-        self._last: tuple[int, int, float] | None = None
+        self._last = RunStatistics(counters.Counters(), 0.0)
+        #: What a run of the instructions at (address, count) counts, as long as nobody writes there.
         self._counted: dict[tuple[int, int], RunStatistics] = {}
         self._helper = HelperProcess(start or command(), environment or {})
         try:
@@ -150,37 +152,32 @@ class PynqDriver:
 
     def run(self, insn_address: int, insn_count: int, timeout: float) -> None:
         self._check(insn_address, insn_count * INSN_BYTES)
-        self._last = None
+        known = self._counted.get((insn_address, insn_count))
+        if known is None:
+            known = self._counted[insn_address, insn_count] = self._count(insn_address, insn_count)
         milliseconds = min(max(1, round(timeout * 1000)), 3_600_000)
         fields = {"address": insn_address, "count": insn_count, "timeout_ms": milliseconds}
         # The helper's own limits come first; this one is for a helper that hangs. It may have to program again.
         limit = 3 * milliseconds / 1000 + _PROGRAMMING
         found, _ = self._helper.ask("run", fields, timeout=limit)
-        self._last = insn_address, insn_count, found["seconds"]
+        self._last = msgspec.structs.replace(known, seconds=found["seconds"])
 
     def statistics(self) -> RunStatistics:
-        """Counters as the instructions in the board's memory say; seconds as the helper saw them, from start to done.
+        """Of the last run that ended well; all 0 before the first.
 
-        All are 0 when nothing has run, or the last run failed.
+        Counters as the instructions in the board's memory say; seconds as the helper saw them, from start to done.
         """
-        if self._last is None:
-            return RunStatistics(counters.Counters(), 0.0)
-        address, count, seconds = self._last
-        known = self._counted.get((address, count))
-        if known is None:
-            table = isa.decode(self.read(address, count * INSN_BYTES), self.config)
-            known = self._counted[address, count] = RunStatistics(
-                counters.count(table, self.config), 0.0, **self._prediction(table)
-            )
-        return RunStatistics(known.counters, seconds, known.cycles, known.predicted_ms)
+        return self._last
 
-    def _prediction(self, table: isa.Table) -> dict[str, Any]:
+    def _count(self, address: int, count: int) -> RunStatistics:
+        table = isa.decode(self.read(address, count * INSN_BYTES), self.config)
+        counted = counters.count(table, self.config)
         if not self._predict:
-            return {}
+            return RunStatistics(counted, 0.0)
         from targets.vta import cycles
 
         report = cycles.model(table, self.config, self._board)
-        return {"cycles": report.cycles, "predicted_ms": report.predicted_ms}
+        return RunStatistics(counted, 0.0, report.cycles, report.predicted_ms)
 
     def close(self) -> None:
         self._allocated.clear()
