@@ -6,6 +6,7 @@ What the accelerator computes is simulated, what the processor computes runs on 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from controller.cli.session import Session
     from controller.vta.report import SimReport
     from controller.vta.simulate import Ran, Settings
-    from controller.vta.simulate import make_ready
     from controller.vta.watched import Region, WatchedRunner
     from targets.base import Array
     from targets.bundle import Manifest
@@ -70,7 +70,10 @@ def programs(built: Built) -> list[Program]:
             code="no-program",
             hint="; ".join(notes(built)) or "it has no convolution that VTA computes",
         )
-    return found
+    name = bundle.manifest.model.name
+    return [
+        replace(program, model=name if len(found) == 1 else f"{name}-{number}") for number, program in enumerate(found)
+    ]
 
 
 def notes(built: Built) -> list[str]:
@@ -141,6 +144,7 @@ def _opened(bundle: Bundle, found: Sequence[Program], settings: Settings) -> Wat
     from targets.cpu.device import import_runtime
 
     import_runtime(0)
+    from controller.vta.simulate import make_ready
     from controller.vta.watched import WatchedRunner
     from targets.vta import boards
     from targets.vta.sim_driver import SimDriver
