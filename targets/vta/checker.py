@@ -245,12 +245,10 @@ def _queues(table: Table, edges: Edges, walked: Walk) -> Iterator[Finding]:
     if walked.waiting:
         return
     finite = walk(table, edges, command_queue=COMMAND_QUEUE, token_queue=TOKEN_QUEUE)
+    limits = f"its queues hold {COMMAND_QUEUE} instructions and {TOKEN_QUEUE} tokens"
     for at, (module, queue) in finite.waiting.items():
         if queue is not None:
-            full = f"the instruction that it waits for lies behind a full queue of {COMMAND_QUEUE} instructions"
-            if finite.blocked is None:
-                full = f"its queue of {TOKEN_QUEUE} tokens is full"
-            yield Finding(at, "queue", f"{module.name} would hang on the FPGA at {queue.name.lower()}: {full}")
+            yield Finding(at, "queue", f"{module.name} would hang on the FPGA at {queue.name.lower()}: {limits}")
 
 
 def _finish(table: Table, edges: Edges, walked: Walk, clock: npt.NDArray[np.int64]) -> Iterator[Finding]:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from targets.vta.isa import Table
     from targets.vta.program import Layer
 
+#: Columns that module, name and operands have together.
+_TEXT = 98
 _SYMBOLS = {AluOp.MIN: "min", AluOp.MAX: "max", AluOp.ADD: "+", AluOp.SHR: ">>", AluOp.MUL: "*"}
 
 
@@ -55,7 +57,7 @@ def disassemble(
         module = Module(int(edges.module[index])).name.lower()
         line = f"{index:{width}}  {module:7}  {title(row):13}  {operands(row, config)}"
         tokens = _tokens(row, edges, index)
-        yield f"{line:<{width + 101}}  {tokens}" if tokens else line
+        yield f"{line:<{width + _TEXT}}  {tokens}" if tokens else line.rstrip()
         if uops is not None and row["opcode"] == Opcode.LOAD and row["memory"] == Memory.UOP:
             yield from _micro_ops(row, config, uops)
 
@@ -67,18 +69,19 @@ def operands(row: np.void, config: VtaConfig) -> str:
         return ""
     if opcode in (Opcode.LOAD, Opcode.STORE):
         return _transfer(row, config, opcode)
-    loops = f"uop {row['uop_bgn']}..{row['uop_end']} x {row['iter_out']} x {row['iter_in']}"
+    first, last = int(row["uop_bgn"]), int(row["uop_end"]) - 1
+    loops = f"uop {f'[{first}..{last}]' if first <= last else 'none'} x {row['iter_out']} x {row['iter_in']}"
     places = [f"acc +{row['dst_factor_out']} +{row['dst_factor_in']}"]
     if opcode == Opcode.GEMM:
         if not row["reset"]:
             places.append(f"inp +{row['src_factor_out']} +{row['src_factor_in']}")
             places.append(f"wgt +{row['wgt_factor_out']} +{row['wgt_factor_in']}")
-        return f"{loops:24} {', '.join(places)}"
+        return f"{loops:26} {', '.join(places)}"
     if row["use_imm"]:
         operation = _SYMBOLS.get(int(row["alu_op"]), "?")  # type: ignore[call-overload]
-        return f"{loops:24} {places[0]}: {operation} {row['imm']}"
+        return f"{loops:26} {places[0]}: {operation} {row['imm']}"
     places.append(f"acc +{row['src_factor_out']} +{row['src_factor_in']}")
-    return f"{loops:24} {', '.join(places)}"
+    return f"{loops:26} {', '.join(places)}"
 
 
 def _transfer(row: np.void, config: VtaConfig, opcode: Opcode) -> str:
@@ -94,9 +97,10 @@ def _transfer(row: np.void, config: VtaConfig, opcode: Opcode) -> str:
     memory_side = f"{int(row['dram_base']) * size:#010x} {rows} x {width}"
     if rows > 1:
         memory_side += f" every {row['x_stride']}"
-    pads = [int(row[name]) for name in ("y_pad_0", "y_pad_1", "x_pad_0", "x_pad_1")]
-    if any(pads):
-        memory_side += f" pad top {pads[0]} bottom {pads[1]} left {pads[2]} right {pads[3]}"
+    sides = (("y_pad_0", "top"), ("y_pad_1", "bottom"), ("x_pad_0", "left"), ("x_pad_1", "right"))
+    pads = [f"{side} {row[name]}" for name, side in sides if row[name]]
+    if pads:
+        memory_side += f" pad {' '.join(pads)}"
     return f"{chip:13} {'->' if opcode == Opcode.STORE else '<-'} {memory_side}"
 
 

@@ -53,18 +53,34 @@ def nearest(
     ``writes`` and ``reads`` are the micro-ops' indices, shape (n,), with the (outer, inner) factors of each. 4 when no
     such pair is closer. Distances wrap around the ends of the inner and of the outer loop.
     """
-    # A window of four iterations holds every distance below 4, and where in the loops it lies matters only as to when
-    # the inner loop ends within it.
-    starts = sorted({0, *range(max(0, inner - 3), inner)})
-    window = 4 if len(writes) < 3 else 2
-    closest = 4
-    for start in starts:
-        iteration = np.arange(start, min(start + window, outer * inner))
-        at = (iteration // inner)[:, None], (iteration % inner)[:, None]
-        written = (at[0] * factors[0] + at[1] * factors[1] + writes).ravel()
-        read = (at[0] * read_factors[0] + at[1] * read_factors[1] + reads).ravel()
-        for distance in range(1, closest):
-            if (written[:-distance] == read[distance:]).any():
-                closest = distance
-                break
-    return closest
+    count = len(writes)
+    drift = factors[0] - read_factors[0], factors[1] - read_factors[1]
+    for distance in (1, 2, 3):
+        for ahead in range(distance // count, (distance + count - 1) // count + 1):
+            # From micro-op u of one iteration to micro-op u + shift of the one that comes ``ahead`` later.
+            shift = distance - ahead * count
+            written = writes[max(0, -shift) : count - max(0, shift)]
+            read = reads[max(0, shift) : count + min(0, shift)]
+            if not len(written):
+                continue
+            gap = read - written
+            for first, last, wraps in _crossings(inner, ahead):
+                # written + o * f0 + i * f1 == read + (o + wraps) * g0 + (i + ahead - wraps * inner) * g1
+                moved = wraps * read_factors[0] + (ahead - wraps * inner) * read_factors[1]
+                reached = _sums(outer - wraps, drift[0], first, last, drift[1])
+                if np.isin(gap + moved, reached).any():
+                    return distance
+    return 4
+
+
+def _crossings(inner: int, ahead: int) -> list[tuple[int, int, int]]:
+    """``(first, last, wraps)``: from inner iterations first..last the one ``ahead`` is ``wraps`` outer ones further."""
+    found = [] if inner <= ahead else [(0, inner - 1 - ahead, 0)]
+    return found + [(at, at, (at + ahead) // inner) for at in range(max(0, inner - ahead), inner)]
+
+
+def _sums(outer: int, outer_step: int, first: int, last: int, inner_step: int) -> Indices:
+    """All ``o * outer_step + i * inner_step`` for o below ``outer`` and i in first..last; a step of 0 counts once."""
+    outwards = np.arange(max(outer, 0) if outer_step else min(max(outer, 0), 1)) * outer_step
+    inwards = np.arange(first, last + 1 if inner_step else first + 1) * inner_step
+    return np.unique(outwards[:, None] + inwards)

@@ -161,7 +161,9 @@ class Hazards:
 
     def _load(self, index: int, memory: int, places: slice) -> Iterator[Finding]:
         if memory == Memory.UOP:
+            # As the hardware does: one row, without padding; anything else has been found already.
             start, width = int(self._transfers.start[index]), int(self._transfers.width[index])
+            places = slice(places.start, places.start + width // self._config.uop_bytes)
             self._uops[places] = np.frombuffer(self._image[start : start + width].tobytes(), "<u4")
             self._uop_loaded[places] = True
             stored, _ = self._memory(index)

@@ -92,8 +92,6 @@ class Walk:
 
     order: list[int]
     waiting: dict[int, tuple[Module, TokenQueue | None]]
-    #: The instruction that fetch cannot hand out, as its module's command queue is full; None when it got through.
-    blocked: int | None
 
 
 def walk(table: Table, edges: Edges, *, command_queue: int | None, token_queue: int | None) -> Walk:
@@ -151,7 +149,7 @@ def walk(table: Table, edges: Edges, *, command_queue: int | None, token_queue: 
             waiting[current[module]] = (module, TokenQueue(through))
         elif taken[module] < len(queues[module]):
             waiting[queues[module][taken[module]]] = (module, None)
-    return Walk(order, waiting, pc if pc < len(table) else None)
+    return Walk(order, waiting)
 
 
 def clocks(edges: Edges, order: list[int]) -> npt.NDArray[np.int64]:
