@@ -122,7 +122,7 @@ def parts(report: SimReport) -> list[RenderableType]:
         said += ["", _top(report)]
     if report.as_expected is not None:
         said.append(
-            "memory is as expected" if report.as_expected else f"memory is NOT as expected: {report.difference}"
+            "the result is as expected" if report.as_expected else f"the result is NOT as expected: {report.difference}"
         )
     said += [f"note: {note}" for note in report.notes]
     return said
