@@ -205,4 +205,4 @@ def open_board(config: VtaConfig, board: Board, bitstream: Path | None) -> PynqD
             hint="`vta bitstream fetch` gets the published one for a new build; `--option bitstream=FILE` takes yours",
         )
     data = bitfile.read(bitstream)
-    return PynqDriver(config, board, data, sha256=hashlib.sha256(data).hexdigest())
+    return PynqDriver(config, board, data, sha256=hashlib.sha256(data).hexdigest(), predict=True)

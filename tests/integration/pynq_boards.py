@@ -104,6 +104,14 @@ class BoardAtHand:
         self.opened.append(driver)
         return driver
 
+    def image_python(self) -> Path:
+        """The Python of this board's image, which starts the helper as an agent's settings would."""
+        path = self.root / "image-python"
+        settings = " ".join(f"{name}='{value}'" for name, value in self.environment.items())
+        path.write_text(f"#!/bin/sh\n{settings} exec '{sys.executable}' \"$@\" --root '{self.root}'\n")
+        path.chmod(0o755)
+        return path
+
     def done(self, what: str = "") -> list[str]:
         """What was done to the board so far, of one kind."""
         path = self.root / "done.log"

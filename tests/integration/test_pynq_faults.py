@@ -145,13 +145,9 @@ def test_a_system_that_lacks_something_is_told_what(board: BoardAtHand, dialect:
 
 def test_a_bundle_with_its_bitstream_opens_the_board(board: BoardAtHand, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the command and in the environment that a board's agent has."""
-    python = board.root / "image-python"
-    settings = " ".join(f"{name}='{value}'" for name, value in board.environment.items())
-    python.write_text(f"#!/bin/sh\n{settings} exec '{sys.executable}' \"$@\" --root '{board.root}'\n")
-    python.chmod(0o755)
     bitstream = board.root / "bitstream.bit"
     bitstream.write_bytes(BITSTREAM)
-    monkeypatch.setenv("FLEET_PYNQ_PYTHON", str(python))
+    monkeypatch.setenv("FLEET_PYNQ_PYTHON", str(board.image_python()))
     monkeypatch.setenv("PYTHONPATH", "/of/the/agent")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     driver = open_board(CONFIG, PYNQ, bitstream)
