@@ -246,7 +246,7 @@ class _Run:
         count = len(table)
         self.starts, self.ends = [0.0] * count, [0.0] * count
         self._alone: list[float] = work.alone.tolist()
-        self._shares: list[float] = (work.read / work.alone).tolist()
+        self._shares: list[float] = (work.read / np.maximum(work.alone, 1e-9)).tolist()
         self._pops: list[list[int]] = [[] for _ in range(count)]
         self._pushes: list[list[int]] = [[] for _ in range(count)]
         for places, steps in ((POPS, self._pops), (PUSHES, self._pushes)):

@@ -68,7 +68,8 @@ def nearest(
                 # written + o * f0 + i * f1 == read + (o + wraps) * g0 + (i + ahead - wraps * inner) * g1
                 moved = wraps * read_factors[0] + (ahead - wraps * inner) * read_factors[1]
                 reached = _sums(outer - wraps, drift[0], first, last, drift[1])
-                if np.isin(gap + moved, reached).any():
+                hit = gap + moved == reached if len(reached) == 1 else np.isin(gap + moved, reached)
+                if hit.any():
                     return distance
     return 4
 
@@ -81,6 +82,8 @@ def _crossings(inner: int, ahead: int) -> list[tuple[int, int, int]]:
 
 def _sums(outer: int, outer_step: int, first: int, last: int, inner_step: int) -> Indices:
     """All ``o * outer_step + i * inner_step`` for o below ``outer`` and i in first..last; a step of 0 counts once."""
+    if not outer_step and not inner_step:
+        return np.zeros(min(max(outer, 0), 1), np.int64)
     outwards = np.arange(max(outer, 0) if outer_step else min(max(outer, 0), 1)) * outer_step
     inwards = np.arange(first, last + 1 if inner_step else first + 1) * inner_step
     return np.unique(outwards[:, None] + inwards)
