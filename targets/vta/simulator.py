@@ -74,7 +74,10 @@ class Simulator:
         seed: int = 0,
         fill: int = 0,
     ) -> None:
+        from targets.vta import native
+
         self.config = config.check()
+        self._loop = native.loop(config.block)
         self._semantics = semantics
         self._random = np.random.default_rng(seed) if order == "random" else None
         width = config.batch * config.block
@@ -103,8 +106,6 @@ class Simulator:
             FleetError: ``bad-vta-field`` for a field that no instruction has room for.
             DriverError: ``vta-timeout``.
         """
-        from targets.vta import native
-
         isa.encode(table, self.config)  # no field is larger than an instruction can hold: sums of them fit 64 bits
         if dram.dtype != np.uint8 or dram.ndim != 1 or not dram.flags.carray or dram.ctypes.data % 4:
             raise ValueError("memory is a writeable contiguous one-dimensional array of uint8, aligned to 4 bytes")
@@ -116,10 +117,10 @@ class Simulator:
         state[abi.HEAD + 1 : abi.HEAD + len(isa.Module)] = ends[:-1]
         if self._random is not None:
             state[abi.RANDOM] = self._random.integers(1, 1 << 63)
-        loop, shape = native.loop(self.config.block), self._shape()
+        shape = self._shape()
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            status = loop(rows, queue, ends, self._memories, dram, shape, state, _BUDGET)
+            status = self._loop(rows, queue, ends, self._memories, dram, shape, state, _BUDGET)
             if status != Status.PAUSED:
                 break
             if deadline is not None and time.monotonic() > deadline:
