@@ -200,7 +200,7 @@ def _transfers(
         [config.uop_depth, config.wgt_depth, config.inp_depth, config.acc_depth, config.acc_depth, config.acc_depth]
     )
     known = (table["memory"] >= 0) & (table["memory"] < len(Memory))
-    memory = np.where(known, table["memory"], 0)
+    memory = np.where(opcode == Opcode.STORE, int(Memory.OUT), np.where(known, table["memory"], 0))
     size, depth = sizes[memory], depths[memory]
     usable = moving & known
     usable[sorted(damaged)] = False

@@ -86,11 +86,14 @@ class _Stored:
         inside = at >= 0 and low < self._ends[at]
         if not inside and (at + 1 == len(self._starts) or self._starts[at + 1] >= high):
             return None, False
-        if inside and high <= self._ends[at] and (rows == 1 or stride == width):
-            offset = self._offsets[at] - self._starts[at]
+        whole = inside and high <= self._ends[at]
+        offset = self._offsets[at] - self._starts[at]
+        if whole and (rows == 1 or stride == width):
             return slice(low + offset, high + offset), True
         first = (start + np.arange(rows) * stride) // unit
-        units = np.unique(first[:, None] + np.arange(-(-width // unit)))
+        units = (first[:, None] + np.arange(-(-(start % unit + width) // unit))).ravel()
+        if whole:
+            return units + offset, True
         area = np.searchsorted(self._starts, units, "right") - 1
         hit = (area >= 0) & (units < np.array(self._ends)[area])
         found = units[hit] - np.array(self._starts)[area[hit]] + np.array(self._offsets)[area[hit]]
