@@ -307,9 +307,3 @@ def test_completion_scripts_for_shells() -> None:
         )
         assert done.returncode == 0, done.stderr
         assert "_FLEET_COMPLETE" in done.stdout
-
-
-def test_the_vta_tools_say_that_they_are_not_here_yet() -> None:
-    done = subprocess.run([FLEET.with_name("vta"), "sim"], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "not part of this version" in done.stderr
