@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from targets.base import FleetError
 from targets.vta import isa
 from targets.vta import kernel_abi as abi
 from targets.vta.config import VtaConfig
@@ -63,6 +64,9 @@ class Simulator:
         order: of the instructions that are ready, always the one that comes first in the stream, or a random one.
         seed: of the random order; the same seed gives the same order on every machine.
         fill: the byte that INP, WGT, ACC and OUT are full of at first. Micro-ops are not there until loaded.
+
+    Raises:
+        FleetError: ``bad-vta-config``; ``missing-extra`` where numba is not installed.
     """
 
     def __init__(
@@ -74,10 +78,17 @@ class Simulator:
         seed: int = 0,
         fill: int = 0,
     ) -> None:
-        from targets.vta import native
-
         self.config = config.check()
-        self._loop = native.loop(config.block)
+        try:
+            from targets.vta import native
+
+            self._loop = native.loop(config.block)
+        except ModuleNotFoundError as error:
+            raise FleetError(
+                f"simulating the accelerator needs numba, and '{error.name}' is not installed",
+                code="missing-extra",
+                hint="make setup, or pip install 'fleet-edge[vta]'",
+            ) from error
         self._semantics = semantics
         self._random = np.random.default_rng(seed) if order == "random" else None
         width = config.batch * config.block

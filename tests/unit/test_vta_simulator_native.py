@@ -16,10 +16,11 @@ SCRIPT = """
 import sys
 from pathlib import Path
 import numpy as np
-from targets.vta import isa, native
+from targets.vta import isa
 from targets.vta.config import DEFAULT
 from targets.vta.simulator import Simulator
 if len(sys.argv) > 1:
+    from targets.vta import native
     native._folders = lambda: [Path(name) for name in sys.argv[1:]]
 counters = Simulator(DEFAULT).run(isa.table([isa.row(isa.Opcode.FINISH)]), np.zeros(8192, np.uint8))
 assert counters.gemm_counter == 0
@@ -126,3 +127,12 @@ def test_a_folder_of_another_user_is_not_believed(tmp_path: Path, monkeypatch: p
 def test_who_starts_the_simulator_does_not_import_numba() -> None:
     run()
     assert run() == "linked"
+
+
+@pytest.mark.parametrize("module", ["llvmlite", "numba"])
+def test_what_is_not_installed_is_named(module: str, tmp_path: Path) -> None:
+    script = f"import sys; sys.modules['{module}'] = None\n" + SCRIPT
+    folders = [str(tmp_path)] if module == "numba" else []  # an empty one: there is nothing to link
+    done = subprocess.run([sys.executable, "-c", script, *folders], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert f"FleetError: simulating the accelerator needs numba, and '{module}" in done.stderr
