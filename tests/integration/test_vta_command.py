@@ -1,11 +1,14 @@
 """The command `vta` as a person uses it: real processes, a model built, simulated, exported, and run from a folder."""
 
+import hashlib
 import json
 import subprocess
 import sys
+import threading
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +218,55 @@ def test_a_model_for_another_configuration(vta: Vta) -> None:
     found = vta.good("sim", "shapes-classifier", "--config", "pynq-4x8")
     assert found["config"] == "4x8_i8w8a32_15_16_16_18@0.0.1"
     assert found["as_expected"] is True
+
+
+def test_a_batch_of_pictures(vta: Vta) -> None:
+    found = vta.good("sim", "shapes-classifier", "--config", "pynq-4x8", "--option", "batch=4")
+    assert found["as_expected"] is True
+    assert len(found["top"]) == 5
+    single = vta.good("sim", "shapes-classifier", "--config", "pynq-4x8")
+    # Four pictures share a block, so they take no more block operations than one.
+    assert found["counters"]["gemm_counter"] <= single["counters"]["gemm_counter"]
+
+
+def test_bitstreams_come_from_their_address(vta: Vta) -> None:
+    data = b"an .rbf has no header" * 1000
+    requests = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            requests.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Nobody reads it."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            known = {"board": "de10nano", "device": "5CSEBA6U23I7", "configuration": "lab", "hw_ver": "0.0.2"}
+            known |= {"format": "rbf", "url": f"http://127.0.0.1:{server.server_port}/lab.rbf"}
+            digests = {"good": hashlib.sha256(data).hexdigest(), "bad": "0" * 64}
+            for name, digest in digests.items():
+                (vta.place / f"{name}.json").write_text(json.dumps([{**known, "sha256": digest}]))
+            for _ in range(2):
+                (found,) = vta.good("bitstream", "fetch", "lab", "--manifest", "good.json")["bitstreams"]
+            vta.refused("bitstream", "fetch", "lab", "--manifest", "bad.json", code="wrong-digest", status=2)
+        finally:
+            server.shutdown()
+            thread.join()
+    assert requests == ["/lab.rbf", "/lab.rbf"]
+    path = Path(found["path"])
+    assert path.read_bytes() == data
+    assert path.is_relative_to(vta.place / "home")
+    checked = vta.good("bitstream", "check", path, "--board", "de10nano", "--manifest", "good.json")["bitstream"]
+    assert checked["identity"] == "lab@0.0.2"
+    vta.refused("bitstream", "fetch", "lab", "-o", "other", "--manifest", "good.json", code="download-failed", status=1)
+    (listed,) = vta.good("bitstream", "list", "--board", "de10nano", "--manifest", "good.json")["bitstreams"][:1]
+    assert listed["path"] == str(path)
 
 
 def test_resnet18_beats_what_tvm_published(vta: Vta) -> None:

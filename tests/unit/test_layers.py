@@ -49,6 +49,7 @@ def test_imports_point_one_way(part: str) -> None:
     [
         ("agent.main", ["torch", "typer", "rich", "tvm", "onnx", "scipy", "PIL", "sqlalchemy"]),
         ("agent.server", ["torch", "typer", "rich", "tvm", "onnx", "scipy", "PIL", "sqlalchemy"]),
+        ("controller.vta.main", ["torch", "tvm", "numba", "numpy", "zmq", "onnx", "scipy", "PIL", "sqlalchemy"]),
         ("controller.cli.main", ["torch", "tvm", "numpy", "zmq", "onnx", "scipy", "PIL", "sqlalchemy"]),
     ],
 )
