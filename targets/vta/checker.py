@@ -9,7 +9,7 @@ and any finding is an error. Rules, by their short names:
 cannot name · ``read-only`` a STORE to what is no result · ``deadlock``, ``left-over-token`` · ``queue`` would hang on
 the FPGA alone, as its queues are finite · ``finish`` not the last, or not ordered after everything · ``first-compute``
 the first compute instruction waits, while ``done`` still reads 1 of the run before · ``unsupported`` only the original
-functional simulator does it · ``ambiguous`` the originals differ · ``shift`` beyond the hardware's five bits ·
+functional simulator does it · ``ambiguous`` the originals differ · ``shift`` not surely within the hardware's five bits ·
 ``accumulator-distance``, ``stale-out``, ``race``, ``uninitialised``, ``micro-op``: see :mod:`targets.vta.hazards`.
 """
 
@@ -174,6 +174,11 @@ def _operations(table: Table, config: VtaConfig) -> Iterator[Finding]:
             "the hardware has only MIN, MAX, ADD and SHR",
         ),
         (alu & (table["reset"] != 0), "ambiguous", "an ALU instruction with reset set"),
+        (
+            alu & (table["alu_op"] == AluOp.SHR) & (table["use_imm"] == 0),
+            "shift",
+            f"a shift by what an accumulator holds, which may lie outside of {_SHIFTS[0]}..{_SHIFTS[1]}",
+        ),
         (
             alu
             & (table["alu_op"] == AluOp.SHR)

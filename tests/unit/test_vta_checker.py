@@ -140,6 +140,7 @@ def test_compiled_programs_have_no_findings(config: VtaConfig) -> None:
         (edit(7, y_size=1, x_pad_0=1, memory=Memory.ACC), 7, "ambiguous"),
         (edit(5, alu_op=AluOp.SHR, imm=16), 5, "shift"),
         (edit(5, alu_op=AluOp.SHR, imm=-17), 5, "shift"),
+        (edit(5, alu_op=AluOp.SHR, use_imm=0), 5, "shift"),
         (edit(4, uop_end=4, iter_in=1), 4, "accumulator-distance"),
         (edit(4, dst_factor_in=0), 4, "accumulator-distance"),
         (edit(4, uop_end=3, iter_in=2, dst_factor_in=1), 4, "accumulator-distance"),
