@@ -110,9 +110,9 @@ def _object(block: int) -> tuple[str, bytes]:
     data = name.encode() + b"\n" + code
     for folder in folders:
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
             for stale in folder.glob(f"{kind}*.o"):
-                stale.unlink()
+                stale.unlink(missing_ok=True)
             write_atomic(folder / file_name, hashlib.sha256(data).digest() + data)
         except OSError:
             continue  # read-only, full, or somebody else's: the next one
