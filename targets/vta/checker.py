@@ -9,8 +9,9 @@ and any finding is an error. Rules, by their short names:
 cannot name · ``read-only`` a STORE to what is no result · ``deadlock``, ``left-over-token`` · ``queue`` would hang on
 the FPGA alone, as its queues are finite · ``finish`` not the last, or not ordered after everything · ``first-compute``
 the first compute instruction waits, while ``done`` still reads 1 of the run before · ``unsupported`` only the original
-functional simulator does it · ``ambiguous`` the originals differ · ``shift`` not surely within the hardware's five bits ·
-``accumulator-distance``, ``stale-out``, ``race``, ``uninitialised``, ``micro-op``: see :mod:`targets.vta.hazards`.
+functional simulator does it · ``ambiguous`` the originals differ · ``shift`` not surely within the hardware's five
+bits · ``accumulator-distance``, ``stale-out``, ``race``, ``uninitialised``, ``micro-op``: see
+:mod:`targets.vta.hazards`.
 """
 
 from __future__ import annotations

@@ -254,7 +254,7 @@ def test_footprints_are_those_of_the_loops(
     written = [int(w) + o * step[0] + i * step[1] for o in range(outer) for i in range(inner) for w in writes]
     read = [int(r) + o * read_step[0] + i * read_step[1] for o in range(outer) for i in range(inner) for r in reads]
     places = touched(writes, outer, step[0], inner, step[1])
-    assert sorted(set(written)) == np.arange(100)[places].tolist()
+    assert sorted(set(written)) == np.arange(200)[places].tolist()
     closest = min(
         (d for d in (1, 2, 3) if any(written[at] == read[at + d] for at in range(len(written) - d))), default=4
     )
