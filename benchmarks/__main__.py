@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPTS = ("start.py", "push.py", "bench_harness.py", "vta_simulator.py")
+SCRIPTS = ("start.py", "push.py", "bench_harness.py", "vta_simulator.py", "vta.py")
 
 
 def main() -> int:
