@@ -122,7 +122,7 @@ def _one(request: BuildRequest, cache: BuildCache, run: Run, listener: Listener,
         if isinstance(host, QuantisingHalf):
             samples = calibration.choose(request.model, str(request.options.get("calibration", "")))
             toolchain["calibration"] = samples.words
-        key = cache_key(_key(request, host, toolchain))
+        key = cache_key(_key(request, host, toolchain, samples))
         with cache.lock(key, waiting):
             found = cache.load(key)
             if found is None:
@@ -152,9 +152,19 @@ def _one(request: BuildRequest, cache: BuildCache, run: Run, listener: Listener,
         return Built(request=request, blobs=cache.blobs, seconds=time.monotonic() - start, error=error)
 
 
-def _key(request: BuildRequest, host: HostHalf | QuantisingHalf, toolchain: Mapping[str, str]) -> dict[str, Any]:
+def _key(
+    request: BuildRequest,
+    host: HostHalf | QuantisingHalf,
+    toolchain: Mapping[str, str],
+    samples: Calibration | None,
+) -> dict[str, Any]:
     """All that shapes a build. The path of the model's file is not among it."""
     model = request.model
+    # A target in a package of its own is all of that package; ours build on one another.
+    package = type(host).__module__.partition(".")[0]
+    code = [*dict.fromkeys((package, "targets")), golden.__name__, calibration.__name__]
+    if samples is not None and samples.kind == "zoo":
+        code.append("controller.zoo")
     return {
         "model": {"sha256": model.sha256, "info": _info(model), "format": model.format},
         "io": [model.inputs, model.outputs],
@@ -162,21 +172,14 @@ def _key(request: BuildRequest, host: HostHalf | QuantisingHalf, toolchain: Mapp
         "options": _recorded(request.options),
         "toolchain": dict(toolchain),
         "golden": [golden.RECIPE, golden.SETS, golden.reference(model)],
-        "code": [
-            _code(type(host).__module__),
-            _code("targets"),
-            _code("controller.golden"),
-            _code("controller.calibration"),
-        ],
+        "code": [_code(module) for module in code],
     }
 
 
 @cache
 def _code(module: str) -> str:
-    """Digest of the Python sources that a build runs: a changed compiler must not hand out its old results."""
-    package = module.partition(".")[0]
-    # Of ours, all targets: they build on one another. Of the controller, the module alone.
-    spec = find_spec(module if package == "controller" else package)
+    """Digest of the sources of a module or a whole package: a changed compiler must not hand out its old results."""
+    spec = find_spec(module)
     if spec is None or spec.origin is None:
         return ""
     origin = Path(spec.origin)

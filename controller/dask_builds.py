@@ -18,7 +18,7 @@ import msgspec
 
 from controller.build_process import BuildProcess, Done, Failed, Job, raised
 from controller.calibration import Calibration, files_of, with_files
-from targets.base import FleetError, Option, SourceModel, find
+from targets.base import LOCAL_OPTIONS, FleetError, Option, SourceModel, find
 
 CONNECT_TIMEOUT = "10s"
 POLL = 0.2
@@ -65,7 +65,8 @@ def run(
     """One build on some worker; its files end up below ``workdir``."""
     job = Job(msgspec.structs.replace(model, path=""), target, dict(options), "", "", calibration)
     samples = files_of(calibration)
-    future = executor.submit(build_there, msgspec.json.encode(job), Path(model.path).read_bytes(), samples)
+    contents = _option_files(options)
+    future = executor.submit(build_there, msgspec.json.encode(job), Path(model.path).read_bytes(), samples, contents)
     stages("on the cluster", 0.0)
     while True:
         if stop.is_set():
@@ -96,8 +97,13 @@ def run(
     return _brought_here(answer.outcome, contents, workdir)
 
 
-def build_there(job_data: bytes, model: bytes, samples: Mapping[str, bytes]) -> tuple[bytes, dict[str, bytes]]:
-    """On the worker: build, and hand back the outcome and the contents of its files by their names in the bundle."""
+def build_there(
+    job_data: bytes, model: bytes, samples: Mapping[str, bytes], option_files: Mapping[str, bytes]
+) -> tuple[bytes, dict[str, bytes]]:
+    """On the worker: build, and hand back the outcome and the contents of its files by their names in the bundle.
+
+    ``samples`` are the files to calibrate on, ``option_files`` those that options name, by the option.
+    """
     job = msgspec.json.decode(job_data, type=Job)
     with tempfile.TemporaryDirectory(prefix="fleet-build-") as folder:
         source = Path(folder) / f"model.{job.model.format}"
@@ -105,8 +111,13 @@ def build_there(job_data: bytes, model: bytes, samples: Mapping[str, bytes]) -> 
         workdir = Path(folder) / "work"
         workdir.mkdir()
         zig_cache = Path(tempfile.gettempdir()) / "fleet-zig"
+        options = dict(job.options)
+        for name, data in option_files.items():
+            options[name] = str(Path(folder) / f"{name}{Path(str(options[name])).suffix}")
+            Path(str(options[name])).write_bytes(data)
         local = msgspec.structs.replace(
             job,
+            options=options,
             model=msgspec.structs.replace(job.model, path=str(source)),
             calibration=with_files(job.calibration, samples, Path(folder) / "samples"),
             workdir=str(workdir),
@@ -119,8 +130,14 @@ def build_there(job_data: bytes, model: bytes, samples: Mapping[str, bytes]) -> 
             contents = {file.name: Path(file.path).read_bytes() for file in _files(outcome)}
         except FleetError as error:
             outcome = Failed(error.message, error.hint, error.code, type(error).__name__)
-        toolchain = find(job.target).host().toolchain(job.options)
+        toolchain = find(job.target).host().toolchain(options)
         return msgspec.json.encode(_Answer(outcome, toolchain)), contents
+
+
+def _option_files(options: Mapping[str, Option]) -> dict[str, bytes]:
+    """What is in the files that options name: nothing of this machine's file system is there on the worker."""
+    named = {name: Path(str(options[name])) for name in LOCAL_OPTIONS & options.keys() if name != "calibration"}
+    return {name: path.read_bytes() for name, path in named.items() if path.is_file()}
 
 
 def _files(done: Done) -> tuple[Any, ...]:

@@ -137,7 +137,8 @@ class Fleet:
     ) -> list[Built]:
         """Compile a model (its name in the inventory or the zoo, or a file) for each target, through the cache.
 
-        For a target in ``simulated`` it is built for simulated boards of this machine. A build that fails has its ``error`` set. Raises FleetError when the model itself cannot be read.
+        For a target in ``simulated`` it is built for simulated boards of this machine. A build that fails has its
+        ``error`` set. Raises FleetError when the model itself cannot be read.
         """
         from controller.prepare import build
 

@@ -15,7 +15,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from controller.inventory import SIMULATED_PREFIX, Assignment, Device, Inventory, InventoryError, ModelEntry, suggest
-from targets.base import Option, Preprocess, names
+from targets.base import LOCAL_OPTIONS, Option, Preprocess, names
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _ENDPOINT = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
@@ -340,6 +340,8 @@ class _Reader:
         for name, option in value.items():
             if isinstance(option, (str, int, float)):
                 plain[str(name)] = _plain(option)
+                if name in LOCAL_OPTIONS and (beside := self.path.absolute().parent / str(option)).exists():
+                    plain[str(name)] = str(beside)
             else:
                 self.wrong(_line(value, name), f"{where}: option '{name}' must be text, a number, true or false")
         return plain

@@ -59,6 +59,7 @@ class VTAHost:
         bitstream = self._bitstream(chosen)
         return {
             **tool_versions(),
+            "numpy": version("numpy"),
             "mcpu": chosen.processor.mcpu,
             "machine": chosen.machine.uname,
             "vta": chosen.config.identity,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,9 @@ import pytest
 from build_fixtures import convnet
 from cli_fixtures import ROOT, Cli, boards
 
+from controller import calibration, dask_builds, sources
+from controller.home import Home
+from targets.base import Option
 from targets.vta.config import DEFAULT
 from targets.vta.counters import NAMES
 
@@ -137,6 +142,26 @@ def test_an_own_network_and_a_lying_accelerator(tmp_path: Path) -> None:
         called = cli("deploy", net, "--all", *options, "--json")
         assert called.code == 1
         assert "golden check" in called.document["results"][0]["reason"]
+
+
+def test_a_worker_of_a_cluster_gets_every_file(tmp_path: Path) -> None:
+    """What options and calibration name lies on the controller's machine alone."""
+    config = tmp_path / "here" / "small.json"
+    config.parent.mkdir()
+    config.write_text('{"HW_VER": "0.0.2", "LOG_WGT_BUFF_SIZE": 17}')
+    samples = config.with_name("samples.npz")
+    np.savez(samples, image=np.random.default_rng(0).standard_normal((4, 3, 16, 16)).astype(np.float32))
+    model = sources.resolve(str(convnet(tmp_path / "net.onnx")), home=Home.find(tmp_path))
+    options: dict[str, Option] = {"config": str(config), "calibration": str(samples), "first_conv": True}
+    chosen = calibration.choose(model, str(samples))
+    workdir = tmp_path / "built"
+    workdir.mkdir()
+    with ThreadPoolExecutor(1) as cluster:
+        done = dask_builds.run(cluster, model, "vta-sim", options, chosen, workdir, lambda *_: None, threading.Event())
+    assert done.output.requirements.accelerator == "1x16_i8w8a32_15_15_17_17@0.0.2"
+    names = {file.name for file in done.output.files}
+    assert {"model.so", "program-0.json", "report.json"} <= names
+    assert all(Path(file.path).parent == workdir for file in (*done.output.files, *done.golden_files))
 
 
 def test_a_fault_that_there_is_not_is_wrong_usage(tmp_path: Path) -> None:

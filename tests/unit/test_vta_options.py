@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from controller.inventory import Inventory
 from targets import base
 from targets.base import FleetError, Option
 from targets.cpu.machine import machine
@@ -98,3 +99,19 @@ def test_a_bitstream_is_for_the_real_board_and_checked(tmp_path: Path) -> None:
         host.toolchain({"bitstream": str(file), "machine": "x86_64"})
     assert caught.value.code == "bad-option"
     assert host.with_fetched({"batch": 1}, tmp_path) == {"batch": 1}
+
+
+def test_the_inventory_names_files_beside_itself(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "fleet.yaml").write_text(
+        "assign:\n"
+        "  - model: resnet18\n"
+        "    target: pynq\n"
+        "    options: {calibration: photos, config: 1x16_i8w8a32_15_15_18_17, mcpu: photos}\n"
+    )
+    (assigned,) = Inventory.load(tmp_path / "fleet.yaml").assignments
+    assert assigned.options == {
+        "calibration": str(tmp_path / "photos"),
+        "config": "1x16_i8w8a32_15_15_18_17",
+        "mcpu": "photos",
+    }
