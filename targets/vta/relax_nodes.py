@@ -152,7 +152,10 @@ class _Reader:
 
     def clip(self, it: _Binding) -> bool:
         low, high = (_number(limit) for limit in it.call.args[1:3])
-        return low == 0.0 and high == math.inf and self.relu(it)
+        if low == 0.0 and high == math.inf:
+            return self.relu(it)
+        self._new(it, "other", None, f"a clip to {low:g}..{high:g} is not exact in integers")
+        return True
 
     def maximum(self, it: _Binding) -> bool:
         least = _constant(it.call.args[1])
@@ -291,10 +294,8 @@ def _constant(expr: Any) -> Float64 | None:
     return values
 
 
-def _number(expr: Any) -> float | None:
-    """The value of a literal."""
-    value = getattr(getattr(expr, "value", expr), "value", getattr(expr, "value", None))
-    return float(value) if isinstance(value, int | float) else None
+def _number(literal: Any) -> float:
+    return float(literal.value)
 
 
 def _per_channel(values: Float64, rank: int, channels: int) -> Float64 | None:
