@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Region = Callable[[int, Sequence["Float32"]], Sequence["Float32"]]
 
 #: Another processor adds in another order: so far apart, relative to the largest value, its float results may be.
-ROUNDING = 2.0**-16
+ROUNDING = 2.0**-18
 
 
 class FloatPart:
