@@ -5,6 +5,7 @@ What the accelerator computes is simulated, what the processor computes runs on 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -46,13 +47,29 @@ class Bundle:
 
 
 def build(session: Session, model: str, target: str, config: str, weights: str, options: Mapping[str, Option]) -> Built:
-    """Build ``model``, or take it from the cache. Raises the build's FleetError."""
+    """Build ``model``, or take it from the cache. Raises the build's FleetError.
+
+    A network that has no weights of its own gets random ones, said out loud: what the accelerator does, and how long it
+    takes, does not depend on them.
+    """
+    chosen = {**options, **_config_option(config)}
+    try:
+        return _build(session, model, target, weights, chosen)
+    except FleetError as error:
+        if weights or error.code != "bad-weights":
+            raise
+    from controller.cli import terminal
+
+    said = f"{model} has no weights of its own; these are random:0, so its answers mean nothing"
+    terminal.console(sys.stderr).print(f"note: {said}", highlight=False)
+    return _build(session, model, target, "random:0", chosen)
+
+
+def _build(session: Session, model: str, target: str, weights: str, options: Mapping[str, Option]) -> Built:
     from controller.cli.view import view
 
     with view(f"vta build {model}") as listener:
-        fleet = session.fleet(listener)
-        chosen = {**options, **_config_option(config)}
-        (built,) = fleet.build(model, [target], weights=weights, options=chosen)
+        (built,) = session.fleet(listener).build(model, [target], weights=weights, options=options)
     if built.error is not None:
         raise built.error
     return built
