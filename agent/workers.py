@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
+import psutil
 
 from agent import calls as c
 from agent.config import Config
@@ -93,8 +94,11 @@ class Worker:
             return False
         try:
             # The loop learns of a death a moment after the kernel does; this only looks, and leaves the status there.
-            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
-        except ChildProcessError:
+            if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                return False
+            # A killed process is not to be waited for before its last thread has gone, but it will answer nobody.
+            return bool(psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE)
+        except (ChildProcessError, psutil.NoSuchProcess):
             return False
 
     async def load(self, bundle: StoredBundle, threads: int) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _HELP = "Known bitstreams: which there are, get them, check a file."
 
+_NAME_WIDTH = 42
 _Manifest = Annotated[
     Path | None, typer.Option("--manifest", metavar="FILE", help="A manifest of your own, on top of the published one.")
 ]
@@ -108,6 +109,11 @@ def _manifest(own: Path | None) -> tuple[KnownBitstream, ...]:
     return (*(manifest.load(own) if own is not None else ()), *manifest.known())
 
 
+def _cut(name: str) -> str:
+    """A name that leaves the other columns their room on a terminal of 80; in full it is in ``--json``."""
+    return name if len(name) <= _NAME_WIDTH else f"{name[: _NAME_WIDTH - 1]}…"
+
+
 def _describe(one: KnownBitstream) -> dict[str, Any]:
     return {
         "name": one.name,
@@ -141,15 +147,9 @@ def _show(session: Session, manifest: Sequence[KnownBitstream], board: str) -> i
     from controller.cli.tables import Cell, table
 
     rows: list[list[Cell]] = [
-        [
-            one.name,
-            one.device,
-            one.built,
-            one.digest.partition(":")[2][:16],
-            "yes" if paths[one.digest] else "no",
-            one.note,
-        ]
+        [one.digest.partition(":")[2][:16], "yes" if paths[one.digest] else "no", one.device, _cut(one.name)]
         for one in manifest
     ]
-    session.answer({}, table(["bitstream", "device", "built", "digest", "here", "note"], rows))
+    notes = [f"{one.name}: {one.note}" for one in manifest if one.note]
+    session.answer({}, table(["digest", "here", "device", "bitstream"], rows), *(["", *notes] if notes else []))
     return exits.GOOD

@@ -63,6 +63,9 @@ def import_runtime(threads: int) -> None:
             sys.modules["torch"] = None  # type: ignore[assignment]
     import tvm.runtime.vm  # noqa: F401
 
+    # It has been read; a build that this process starts later needs the compiler.
+    os.environ.pop("TVM_USE_RUNTIME_LIB", None)
+
 
 class CPURunner:
     """A :class:`targets.base.Runner` on TVM's virtual machine; ``time_evaluator`` is TVM's own clock."""
