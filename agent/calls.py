@@ -83,7 +83,7 @@ class Conditions(Call, tag="are-conditions", kw_only=True):
     """``counters``: what one inference cost, of an accelerator that counts."""
 
     values: dict[str, str]
-    counters: dict[str, float] = {}
+    counters: dict[str, int | float] = {}
 
 
 class Failed(Call, tag="failed", kw_only=True):

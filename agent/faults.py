@@ -100,7 +100,7 @@ class FaultyRunner:
     def conditions(self) -> dict[str, str]:
         return {**self._runner.conditions(), "faults": " ".join(self._faults.texts())}
 
-    def counters(self) -> dict[str, float]:
+    def counters(self) -> dict[str, int | float]:
         return self._runner.counters() if isinstance(self._runner, Counting) else {}
 
     def close(self) -> None:

@@ -306,7 +306,7 @@ class RunResult(msgspec.Struct, kw_only=True):
     spec: BenchSpec
     #: Readings named ``before.temperature_c``, ``during.other_load``, ``after.cpu_mhz``, …; runtime versions as text.
     conditions: dict[str, float | str] = {}
-    counters: dict[str, float] = {}
+    counters: dict[str, int | float] = {}
     #: For an A/B measurement, the run it was interleaved with.
     interleaved_with: str = ""
     agent_version: str = ""

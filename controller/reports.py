@@ -89,7 +89,7 @@ class RunReport(msgspec.Struct, kw_only=True):
     latency_ms: LatencyStats | None
     throughput: float
     samples: int
-    counters: dict[str, float]
+    counters: dict[str, int | float]
     simulated: bool
     started_at: float = 0.0
     conditions: dict[str, float | str] = {}

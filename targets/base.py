@@ -245,7 +245,7 @@ class Runner(Protocol):
 class Counting(Protocol):
     """A runner whose accelerator counts what it does."""
 
-    def counters(self) -> dict[str, float]:
+    def counters(self) -> dict[str, int | float]:
         """What one inference costs, by the accelerator's own names; of the last one."""
         ...
 

@@ -114,7 +114,7 @@ class VTARunner(CPURunner):
         added = self._driver.conditions() if isinstance(self._driver, Conditioned) else {}
         return {**super().conditions(), **added, "accelerator": accelerator}
 
-    def counters(self) -> dict[str, float]:
+    def counters(self) -> dict[str, int | float]:
         """Those of TVM's simulator by their names, all regions together; cycles and milliseconds are the model's."""
         from targets.vta.counters import Counters
 
