@@ -42,7 +42,6 @@ def lower(graph: QGraph, config: VtaConfig, *, progress: Callable[[str, float], 
     plan = MemoryPlan(config)
     stream = Stream(config)
     constants: dict[str, bytes] = {}
-    addresses: dict[str, int] = {}
     steps: list[tuple[QNode, ConvLowering | pool.Window]] = []
     for number, node in enumerate(graph.nodes):
         if progress:

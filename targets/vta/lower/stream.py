@@ -118,14 +118,7 @@ class Stream:
             isa.row(
                 Opcode.GEMM,
                 reset=int(reset),
-                uop_bgn=base,
-                uop_end=base + len(uops),
-                iter_out=outer[0],
-                iter_in=inner[0],
-                dst_factor_out=outer[1],
-                dst_factor_in=inner[1],
-                src_factor_out=outer[2],
-                src_factor_in=inner[2],
+                **_loops(base, len(uops), outer, inner),
             ),
             uops,
         )
@@ -146,20 +139,14 @@ class Stream:
     ) -> None:
         """One micro-op, stepped as in :meth:`gemm`; ``src`` counts only without an immediate."""
         uops = np.array([[dst, src, 0]], np.int64)
+        base = self.place(uops)
         self._add(
             isa.row(
                 Opcode.ALU,
                 alu_op=operation,
                 use_imm=int(immediate is not None),
                 imm=immediate or 0,
-                uop_bgn=(base := self.place(uops)),
-                uop_end=base + 1,
-                iter_out=outer[0],
-                iter_in=inner[0],
-                dst_factor_out=outer[1],
-                dst_factor_in=inner[1],
-                src_factor_out=outer[2],
-                src_factor_in=inner[2],
+                **_loops(base, len(uops), outer, inner),
             ),
             uops,
         )
@@ -171,3 +158,17 @@ class Stream:
     def _add(self, row: tuple[int, ...], uops: Uops | None = None) -> None:
         self.rows.append(row)
         self.uops.append(uops)
+
+
+def _loops(base: int, count: int, outer: tuple[int, int, int], inner: tuple[int, int, int]) -> dict[str, int]:
+    """The fields that GEMM and ALU instructions share: which micro-ops, how often, and how their indices step."""
+    return {
+        "uop_bgn": base,
+        "uop_end": base + count,
+        "iter_out": outer[0],
+        "iter_in": inner[0],
+        "dst_factor_out": outer[1],
+        "dst_factor_in": inner[1],
+        "src_factor_out": outer[2],
+        "src_factor_in": inner[2],
+    }

@@ -9,7 +9,9 @@ for the other, and where there is none, an instruction that does nothing is put 
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +19,7 @@ import numpy as np
 from targets.vta import isa
 from targets.vta.config import VtaConfig
 from targets.vta.isa import Memory, Module, Opcode
+from targets.vta.tokens import POPS, PUSHES
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -27,10 +30,10 @@ if TYPE_CHECKING:
 
 #: (who waits, for whom) → (the waiter's pop, the other's push).
 _EDGES = {
-    (Module.COMPUTE, Module.LOAD): ("pop_prev", "push_next"),
-    (Module.LOAD, Module.COMPUTE): ("pop_next", "push_prev"),
-    (Module.STORE, Module.COMPUTE): ("pop_prev", "push_next"),
-    (Module.COMPUTE, Module.STORE): ("pop_next", "push_prev"),
+    (waiter, other): (pop, push)
+    for (waiter, pop), popped in POPS.items()
+    for (other, push), pushed in PUSHES.items()
+    if popped == pushed
 }
 _NOTHING = -1
 _COLUMN = {name: at for at, name in enumerate(isa.COLUMNS)}
@@ -65,7 +68,6 @@ class _Tokens:
         self._uops = uops
         self._config = config
         self._rows: list[list[int]] = []
-        self._modules: list[Module] = []
         #: By waiter and other: the index of the other's latest instruction that the waiter surely comes after.
         self._seen = dict.fromkeys(_EDGES, _NOTHING)
         #: For compute: (its index, what it had seen by then of loads, of stores), in rising order.
@@ -113,18 +115,11 @@ class _Tokens:
         if needed == _NOTHING:
             return False
         column = 1 if far == Module.LOAD else 2
-        known = self._seen_through(module, column)
-        if known >= needed:
+        if self._seen_through(module, column) >= needed:
             return False
-        low, high = 0, len(self._compute)
-        while low < high:  # the first compute instruction that has seen it
-            middle = (low + high) // 2
-            if self._compute[middle][column] >= needed:
-                high = middle
-            else:
-                low = middle + 1
-        if low < len(self._compute):
-            waits[Module.COMPUTE] = max(waits[Module.COMPUTE], self._compute[low][0])
+        first = bisect_left(self._compute, needed, key=itemgetter(column))
+        if first < len(self._compute):
+            waits[Module.COMPUTE] = max(waits[Module.COMPUTE], self._compute[first][0])
             return False
         waits[Module.COMPUTE] = len(self._rows)
         relayed = [_NOTHING] * len(Module)
@@ -134,15 +129,8 @@ class _Tokens:
 
     def _seen_through(self, module: Module, column: int) -> int:
         """What ``module`` knows of the far module through the compute instruction it last waited for."""
-        waited = self._seen[module, Module.COMPUTE]
-        low, high = 0, len(self._compute)
-        while low < high:
-            middle = (low + high) // 2
-            if self._compute[middle][0] > waited:
-                high = middle
-            else:
-                low = middle + 1
-        return self._compute[low - 1][column] if low else _NOTHING
+        after = bisect_right(self._compute, self._seen[module, Module.COMPUTE], key=itemgetter(0))
+        return self._compute[after - 1][column] if after else _NOTHING
 
     def _append(self, row: list[int], module: Module, waits: list[int]) -> None:
         for other in Module:
