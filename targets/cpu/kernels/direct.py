@@ -1,0 +1,136 @@
+"""Direct convolution over blocked channels: a tile of the result stays in registers until it is complete.
+
+For each input channel and each weight position one vector of weights a group of output channels is loaded, and one
+pixel a column of the tile is broadcast; groups × rows × columns multiply-adds use them. Nothing is copied, so stride,
+dilation and the border cost nothing. A dense layer is a convolution over one pixel, 1×1 is a matrix product.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from targets.cpu.kernels.images import Image, argument, kernel, ramp, splat
+from targets.cpu.kernels.program import NOTHING, Bound, Program
+from targets.cpu.layout import ImageType
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """What one thread keeps in registers: so many blocks of output channels, rows and columns."""
+
+    blocks: int
+    rows: int
+    columns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A convolution's or a pool's window: sizes are (height, width), padding is top, left, bottom, right."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class DirectConv:
+    """``x`` may be blocked or plain; ``y`` is blocked, and its number of blocks is a multiple of the tile's."""
+
+    x: ImageType
+    y: ImageType
+    window: Window
+    tile: Tile
+    program: Program = NOTHING
+    #: Processors that multiply by one lane of a register (ARM) load a block of a pixel's channels at once.
+    by_lane: bool = False
+
+
+def pack(weights: npt.NDArray[np.float32], spec: DirectConv) -> npt.NDArray[np.float32]:
+    """O, I, KH, KW to O/(g·b), I/a, KH, KW, a, g, b: in the order in which the kernel reads them.
+
+    ``a`` is the input's block, ``b`` the output's, ``g`` the tile's blocks; missing channels are zeros.
+    """
+    outputs, inputs, height, width = weights.shape
+    a, b, g = spec.x.layout.block, spec.y.layout.block, spec.tile.blocks
+    padded = np.zeros((spec.y.blocks * b, spec.x.blocks * a, height, width), weights.dtype)
+    padded[:outputs, :inputs] = weights
+    parts = padded.reshape(spec.y.blocks // g, g, b, spec.x.blocks, a, height, width)
+    return np.ascontiguousarray(parts.transpose(0, 3, 5, 6, 4, 1, 2))
+
+
+def direct_conv(spec: DirectConv, name: str) -> Any:
+    """Arguments: x, packed weights, the program's operands, y."""
+    (batch, channels, _, _), (_, _, out_height, out_width) = spec.x.shape, spec.y.shape
+    (kernel_h, kernel_w), (stride_h, stride_w) = spec.window.kernel, spec.window.stride
+    (dilation_h, dilation_w), (top, left, _, _) = spec.window.dilation, spec.window.padding
+    a, b = spec.x.layout.block, spec.y.layout.block
+    tile = spec.tile
+    groups = spec.y.blocks // tile.blocks
+    row_tiles, column_tiles = -(-out_height // tile.rows), -(-out_width // tile.columns)
+    full_blocks, rest = divmod(channels, a)
+
+    def body() -> None:
+        x = Image.argument("x", spec.x)
+        weights = argument("weights", (groups, spec.x.blocks, kernel_h, kernel_w, a, tile.blocks, b))
+        program = Bound(spec.program)
+        y = Image.argument("y", spec.y)
+        pixels = [(r, c) for r in range(tile.rows) for c in range(tile.columns)]
+
+        def register(g: int, pixel: int) -> Any:
+            return ramp((g * len(pixels) + pixel) * b, b)
+
+        with T.parallel(0, groups * batch * row_tiles) as job:
+            group, n = job // (batch * row_tiles), job // row_tiles % batch
+            # The last tile of a row or column is moved back so that it ends with the picture.
+            row = tirx.min(job % row_tiles * tile.rows, out_height - tile.rows)
+            sums = T.alloc_buffer((tile.blocks * len(pixels) * b,), "float32", scope="local")
+            with T.serial(0, column_tiles) as column_tile:
+                column = tirx.min(column_tile * tile.columns, out_width - tile.columns)
+                for g in range(tile.blocks):
+                    for pixel in range(len(pixels)):
+                        T.buffer_store(sums, splat(0.0, b), [register(g, pixel)])
+
+                def multiply(block: Any, lanes: int) -> None:
+                    with T.serial(0, kernel_h) as ky, T.serial(0, kernel_w) as kx:
+
+                        def at(r: int, c: int) -> tuple[Any, Any]:
+                            return (
+                                (row + r) * stride_h + ky * dilation_h - top,
+                                (column + c) * stride_w + kx * dilation_w - left,
+                            )
+
+                        def add(lane: Any, value: Any) -> None:
+                            for pixel, (r, c) in enumerate(pixels):
+                                for g in range(tile.blocks):
+                                    w = weights[group, block, ky, kx, lane, g, ramp(0, b)]
+                                    index = register(g, pixel)
+                                    T.buffer_store(sums, sums[index] + splat(value(r, c, lane), b) * w, [index])
+
+                        if spec.by_lane and lanes == a > 1:
+                            vectors = {(r, c): x.vector(n, block, *at(r, c)) for r, c in pixels}
+                            for lane in range(a):
+                                add(lane, lambda r, c, lane: tirx.Shuffle([vectors[r, c]], [lane]))
+                        else:
+                            with T.serial(0, lanes) as lane:
+                                add(lane, lambda r, c, lane: x.scalar(n, block, *at(r, c), lane))
+
+                if full_blocks:
+                    with T.serial(0, full_blocks) as block:
+                        multiply(block, a)
+                if rest:
+                    multiply(full_blocks, rest)
+                for g in range(tile.blocks):
+                    for pixel, (r, c) in enumerate(pixels):
+                        where = (n, group * tile.blocks + g, row + r, column + c)
+                        y.put(*where, program(sums[register(g, pixel)], b, *where))
+            for g in range(tile.blocks):
+                y.clear_border(n, group * tile.blocks + g, row, tile.rows)
+
+    return kernel(name, body)

@@ -1,0 +1,105 @@
+"""Pointwise programs: what is done to a value between the registers it was computed in and the store.
+
+A bias, a residual sum and an activation cost a pass over memory each when they are kernels of their own, and nothing
+when they are applied on the way out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tvm import tirx
+
+from targets.cpu.kernels.images import Image, argument, ramp, splat
+from targets.cpu.layout import ImageType
+
+Expr = Any
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The value of step ``index - 1``; index 0 is what the kernel itself computed."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """Something else that a program reads, by its place in :attr:`Program.operands`."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """``op`` of :data:`OPERATORS` applied to results, operands and numbers."""
+
+    op: str
+    args: tuple[Result | Operand | float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OperandType:
+    """``channel``: one number a channel, padded to whole blocks; ``image``: the same shape as the result; ``gate``: N, C, 1, 1."""
+
+    kind: Literal["channel", "image", "gate"]
+    type: ImageType
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """Steps in order; the last one's value (or the kernel's own, when there are none) is stored."""
+
+    steps: tuple[Step, ...] = ()
+    operands: tuple[OperandType, ...] = ()
+
+
+NOTHING = Program()
+
+
+def _binary(function: Callable[[Expr, Expr], Expr]) -> Callable[[Sequence[Expr], int], Expr]:
+    return lambda args, _lanes: function(args[0], args[1])
+
+
+#: Name of each operator with how it is written for vectors of so many lanes.
+OPERATORS: dict[str, Callable[[Sequence[Expr], int], Expr]] = {
+    "add": _binary(lambda a, b: a + b),
+    "subtract": _binary(lambda a, b: a - b),
+    "multiply": _binary(lambda a, b: a * b),
+    "divide": _binary(lambda a, b: a / b),
+    "maximum": _binary(tirx.max),
+    "minimum": _binary(tirx.min),
+}
+
+
+class Bound:
+    """A program with its operands declared as arguments of the kernel that is being built."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._operands = [
+            argument(f"operand{index}", (operand.type.blocks * operand.type.layout.block,))
+            if operand.kind == "channel"
+            else Image.argument(f"operand{index}", operand.type)
+            for index, operand in enumerate(program.operands)
+        ]
+
+    def __call__(self, value: Expr, lanes: int, n: Expr, block: Expr, y: Expr, x: Expr) -> Expr:
+        """What is stored for ``value``, a vector of the ``lanes`` channels of ``block`` at one pixel."""
+        results = [value]
+
+        def read(arg: Result | Operand | float) -> Expr:
+            if isinstance(arg, Result):
+                return results[arg.index]
+            if not isinstance(arg, Operand):
+                return splat(float(arg), lanes)
+            source, kind = self._operands[arg.index], self._program.operands[arg.index].kind
+            if kind == "channel":
+                return source[ramp(block * lanes, lanes)]
+            return source.vector(n, block, 0, 0) if kind == "gate" else source.vector(n, block, y, x)
+
+        for step in self._program.steps:
+            results.append(OPERATORS[step.op]([read(arg) for arg in step.args], lanes))
+        return results[-1]
