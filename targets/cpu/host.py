@@ -27,7 +27,7 @@ class CPUHost:
         self.machine = machine
 
     def toolchain(self, options: Mapping[str, Option]) -> dict[str, str]:
-        return {**tool_versions(), "mcpu": self._resolve(options).mcpu}
+        return {**tool_versions(), "mcpu": self._resolve(options).name}
 
     def build(
         self,

@@ -1,4 +1,4 @@
-"""Machines, the processors that can be compiled for, and what this machine's processor has.
+"""Machines with their processors, and what this machine's processor has.
 
 Libraries are compiled for a named set of features, never for "whatever this host is": one bundle then serves every
 board that has them, and a board that lacks one can say which.
@@ -12,19 +12,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from targets.base import FleetError
+from targets.cpu import processors
+from targets.cpu.processors import Processor
 
-
-@dataclass(frozen=True, slots=True)
-class Processor:
-    """What LLVM is told (``mcpu``, ``mattr``), and the features it may then use, by their names in /proc/cpuinfo."""
-
-    mcpu: str
-    features: tuple[str, ...]
-    #: Width of a vector register in 32-bit lanes.
-    lanes: int
-    #: How many vector registers there are.
-    registers: int
-    mattr: tuple[str, ...] = ()
+__all__ = [
+    "ARM64_MACHINE",
+    "ARMV7_MACHINE",
+    "MACHINES",
+    "X86_MACHINE",
+    "Machine",
+    "Processor",
+    "cpu_features",
+    "machine",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,8 @@ class Machine:
         name = name or self.default
         if name == "host":
             # A host of another machine (an arm64 build on x86) has none of the features: the least is taken.
-            have = cpu_features() if machine() == self.uname else frozenset()
-            fitting = (p for p in self.processors.values() if have.issuperset(p.features))
+            have = cpu_features() | _parts() if machine() == self.uname else frozenset()
+            fitting = (p for p in self.processors.values() if have.issuperset((*p.features, *p.marks)))
             return next(fitting, list(self.processors.values())[-1])
         name = self.aliases.get(name, name)
         if name not in self.processors:
@@ -58,50 +58,28 @@ class Machine:
         return self.processors[name]
 
 
-# The levels of the x86-64 psABI. `lm` is left out: every x86-64 has it. `abm` is what /proc/cpuinfo calls lzcnt.
-_V2 = ("cx16", "lahf_lm", "popcnt", "pni", "sse4_1", "sse4_2", "ssse3")
-_V3 = (*_V2, "abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "xsave")
-_V4 = (*_V3, "avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl")
-
 X86_MACHINE = Machine(
     uname="x86_64",
     triple="x86_64-linux-gnu",
     zig="x86_64-linux-gnu",
-    processors={
-        "x86-64-v4": Processor("x86-64-v4", _V4, lanes=16, registers=32),
-        "x86-64-v3": Processor("x86-64-v3", _V3, lanes=8, registers=16),
-        "x86-64-v2": Processor("x86-64-v2", _V2, lanes=4, registers=16),
-        "x86-64": Processor("x86-64", (), lanes=4, registers=16),
-    },
+    processors={processor.name: processor for processor in processors.X86},
     default="host",
     aliases={"generic": "x86-64"},
 )
 
-_ARM64 = ("asimd", "fp")
 ARM64_MACHINE = Machine(
     uname="aarch64",
     triple="aarch64-linux-gnu",
     zig="aarch64-linux-gnu",
-    processors={
-        "cortex-a78": Processor("cortex-a78", (*_ARM64, "asimddp", "asimdhp", "atomics", "crc32"), 4, 32),
-        "cortex-a76": Processor("cortex-a76", (*_ARM64, "asimddp", "asimdhp", "atomics", "crc32"), 4, 32),
-        "cortex-a72": Processor("cortex-a72", (*_ARM64, "crc32"), lanes=4, registers=32),
-        "cortex-a57": Processor("cortex-a57", (*_ARM64, "crc32"), lanes=4, registers=32),
-        "cortex-a53": Processor("cortex-a53", (*_ARM64, "crc32"), lanes=4, registers=32),
-        "generic": Processor("generic", _ARM64, lanes=4, registers=32, mattr=("+neon",)),
-    },
+    processors={processor.name: processor for processor in processors.ARM64},
     default="generic",
 )
 
-_ARMV7 = ("neon", "vfpv3")
 ARMV7_MACHINE = Machine(
     uname="armv7l",
     triple="armv7l-linux-gnueabihf",
     zig="arm-linux-gnueabihf",
-    processors={
-        "cortex-a9": Processor("cortex-a9", _ARMV7, lanes=4, registers=16, mattr=("+neon", "+vfp3")),
-        "generic": Processor("generic", _ARMV7, lanes=4, registers=16, mattr=("+v7", "+neon", "+vfp3")),
-    },
+    processors={processor.name: processor for processor in processors.ARMV7},
     default="cortex-a9",
     float_abi="hard",
 )
@@ -127,4 +105,10 @@ def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
             common = found if common is None else common & found
     features = common or frozenset()
     # A 32-bit process on a 64-bit core: the kernel lists the 64-bit names, which include the older ones.
-    return features | {"neon", "vfpv3"} if "asimd" in features else features
+    return features | {"idiva", "idivt", "neon", "vfpv3", "vfpv4"} if "asimd" in features else features
+
+
+def _parts(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """The numbers of an ARM's cores as `Processor.marks` says them."""
+    pairs = (line.partition(":") for line in cpuinfo.read_text().splitlines())
+    return frozenset(f"part {value.strip()}" for key, _, value in pairs if key.strip() == "CPU part")

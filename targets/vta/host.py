@@ -60,7 +60,7 @@ class VTAHost:
         return {
             **tool_versions(),
             "numpy": version("numpy"),
-            "mcpu": chosen.processor.mcpu,
+            "mcpu": chosen.processor.name,
             "machine": chosen.machine.uname,
             "vta": chosen.config.identity,
             **({"bitstream": bitstream[1]} if bitstream else {}),
