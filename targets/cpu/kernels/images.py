@@ -21,12 +21,11 @@ def kernel(name: str, body: Callable[[], None]) -> Any:
     """
     from tvm.script.ir_builder import IRBuilder
 
-    with IRBuilder() as builder:
-        with T.prim_func():
-            T.func_name(name)
-            # 8: kOpaque of TVM's fusion.
-            T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": 8})
-            body()
+    with IRBuilder() as builder, T.prim_func():
+        T.func_name(name)
+        # 8: kOpaque of TVM's fusion.
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": 8})
+        body()
     return builder.get()
 
 
@@ -67,7 +66,8 @@ class Image:
 
     def vector(self, n: Expr, block: Expr, y: Expr, x: Expr) -> Expr:
         """A block of channels of one pixel."""
-        return self.buffer[(*self._at(n, block, y, x), ramp(0, self.type.layout.block))]
+        at = (*self._at(n, block, y, x), ramp(0, self.type.layout.block))
+        return self.buffer[at]
 
     def put(self, n: Expr, block: Expr, y: Expr, x: Expr, value: Expr) -> None:
         """Store a block of channels of one pixel."""

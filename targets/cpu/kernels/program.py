@@ -42,7 +42,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class OperandType:
-    """``channel``: one number a channel, padded to whole blocks; ``image``: the same shape as the result; ``gate``: N, C, 1, 1."""
+    """``channel``: one number a channel, padded to whole blocks; ``image``: the result's shape; ``gate``: N, C, 1, 1."""
 
     kind: Literal["channel", "image", "gate"]
     type: ImageType
@@ -79,7 +79,7 @@ class Bound:
 
     def __init__(self, program: Program) -> None:
         self._program = program
-        self._operands = [
+        self._operands: list[Any] = [
             argument(f"operand{index}", (operand.type.blocks * operand.type.layout.block,))
             if operand.kind == "channel"
             else Image.argument(f"operand{index}", operand.type)
