@@ -42,7 +42,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class OperandType:
-    """``channel``: one number a channel, padded to whole blocks; ``image``: the result's shape; ``gate``: N, C, 1, 1."""
+    """``channel``: one number a channel, whole blocks of them; ``image``: the result's shape; ``gate``: N, C, 1, 1."""
 
     kind: Literal["channel", "image", "gate"]
     type: ImageType
