@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from targets.base import SourceModel
 
 _MODULES = {
+    "mobilenet1.0": "controller.zoo.mobilenet",
+    "mobilenet_v2": "controller.zoo.mobilenet",
     "resnet18": "controller.zoo.resnet",
+    "resnet34": "controller.zoo.resnet",
+    "resnet50": "controller.zoo.resnet",
+    "resnet101": "controller.zoo.resnet",
     "resnet18_v1": "controller.zoo.gluon",
     "resnet18_v2": "controller.zoo.gluon",
     "resnet34_v1": "controller.zoo.gluon",
@@ -29,6 +34,9 @@ _MODULES = {
     "resnet101_v2": "controller.zoo.gluon",
     "shapes-classifier": "controller.zoo.small",
     "shapes-ssd": "controller.zoo.small",
+    "ssd300_resnet34": "controller.zoo.ssd300",
+    "ssd300_resnet50": "controller.zoo.ssd300",
+    "ssd300_vgg16": "controller.zoo.ssd300",
 }
 
 

@@ -42,13 +42,17 @@ def pt2_source(
     said: str,
     definition: str,
     preprocess: Preprocess,
-    postprocess: Postprocess,
+    postprocess: Postprocess | None,
     labels: tuple[str, ...],
     home: Home,
+    outputs: tuple[str, ...] = (),
+    rename: Callable[[str], str] | None = None,
 ) -> SourceModel:
     """Make ``build()``'s network with weights from a file or a seed, and export it.
 
-    ``said`` is how the origin names the weights; ``definition`` is the version of what ``build`` defines.
+    ``said`` is how the origin names the weights; ``definition`` is the version of what ``build`` defines;
+    ``outputs`` names what the network gives where torch's names say nothing; ``rename`` makes a parameter's name of
+    what the original's files call it.
     """
     require_torch()
     import torch
@@ -63,7 +67,10 @@ def pt2_source(
             torch.manual_seed(chosen.seed if chosen.kind == "random" else 0)
             network = build().eval()
         if chosen.kind == "file":
-            weights.fit(network, weights.load_state(chosen.path), f"'{chosen.path}'")
+            state = weights.load_state(chosen.path)
+            if rename is not None:
+                state = {rename(key): tensor for key, tensor in state.items()}
+            weights.fit(network, state, f"'{chosen.path}'")
         buffer = io.BytesIO()
         height, width = preprocess.size
         with torch.no_grad():
@@ -78,6 +85,9 @@ def pt2_source(
             make_directory(folder)
             write_atomic(path, buffer.getvalue())
     program = pt2_model.read(path)
+    given = program.outputs
+    if outputs:
+        given = tuple(msgspec.structs.replace(spec, name=output) for spec, output in zip(given, outputs, strict=True))
     return SourceModel(
         name=name,
         format="pt2",
@@ -85,7 +95,7 @@ def pt2_source(
         sha256=hash_file(path),
         origin=f"zoo:{name} weights={said}",
         inputs=(msgspec.structs.replace(program.inputs[0], layout=preprocess.layout),),
-        outputs=program.outputs,
+        outputs=given,
         preprocess=preprocess,
         postprocess=postprocess,
         labels=labels,

@@ -6,11 +6,10 @@ operator, so torchvision's definitions serve and its weight files load. The v2 n
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from controller.zoo import export, resnet, weights
+from controller.zoo import export, initial, resnet, weights
 from targets.base import Postprocess, SourceModel
 
 if TYPE_CHECKING:
@@ -72,32 +71,5 @@ def build(name: str) -> Any:
         network = preactivation.ResNetV2(preactivation.BasicBlock, _BLOCKS[depth], (64, 128, 256, 512))
     else:
         network = preactivation.ResNetV2(preactivation.Bottleneck, _BLOCKS[depth], (256, 512, 1024, 2048))
-    _draw(network, sum(_BLOCKS[depth]))
+    initial.draw(network, endings=initial.residual_endings(network))
     return network
-
-
-def _draw(network: Any, blocks: int) -> None:
-    """Random weights that behave as trained ones do.
-
-    Convolutions keep the variance (He et al. 2015, arXiv:1502.01852); batch norms have statistics, scales and shifts,
-    so that folding them changes something; and each of ``blocks`` residual blocks adds a small part, so that values do
-    not grow with the depth (Zhang et al. 2019, arXiv:1901.09321).
-    """
-    import torch
-    from torch import nn
-
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-        elif isinstance(module, nn.BatchNorm2d) and module.affine:
-            nn.init.uniform_(module.weight, 0.6, 1.4)
-            nn.init.normal_(module.bias, std=0.2)
-            module.running_mean.normal_(std=0.2)
-            module.running_var.uniform_(0.6, 1.6)
-    with torch.no_grad():
-        for module in network.modules():
-            if not hasattr(module, "downsample"):
-                continue
-            # What a block ends with: in v1 a batch norm, in v2 a convolution.
-            last = [child for name, child in module.named_children() if name not in ("downsample", "relu")][-1]
-            last.weight.mul_(1 / math.sqrt(blocks))

@@ -1,10 +1,10 @@
-"""`resnet18`: torchvision's definition (He et al. 2015, arXiv:1512.03385), so its weight files load as they are."""
+"""ResNets by torchvision's definitions (He et al. 2015, arXiv:1512.03385), so its weight files load as they are."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from controller.zoo import export, weights
+from controller.zoo import export, initial, weights
 from targets.base import Postprocess, Preprocess, SourceModel
 
 if TYPE_CHECKING:
@@ -12,13 +12,31 @@ if TYPE_CHECKING:
 
     from controller.home import Home
 
-NETWORKS = {"resnet18": "ResNet-18, names one of the 1,000 classes of ImageNet, 224×224"}
-WEIGHTS = "pretrained | FILE.pth | random:SEED"
+NETWORKS = {
+    f"resnet{depth}": f"ResNet-{depth} of torchvision, names one of the 1,000 classes of ImageNet, 224×224"
+    for depth in (18, 34, 50, 101)
+}
+WEIGHTS = "pretrained (resnet18 only) | FILE.pth | random:SEED"
+#: Version of how random weights are drawn: files exported from another one are not used again.
+_DEFINITION = "2"
 
-#: torchvision's ResNet18_Weights.IMAGENET1K_V1; the name carries the first 8 digits of the digest.
-PRETRAINED_URL = "https://download.pytorch.org/models/resnet18-f37072fd.pth"
-PRETRAINED_SHA256 = "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec"
-PRETRAINED_SIZE = 46_830_571
+
+class Pretrained(NamedTuple):
+    """A file of weights that is downloaded, with its SHA-256 and its size in bytes."""
+
+    url: str
+    sha256: str
+    size: int
+
+
+PRETRAINED = {
+    # torchvision's ResNet18_Weights.IMAGENET1K_V1; the name carries the first 8 digits of the digest.
+    "resnet18": Pretrained(
+        "https://download.pytorch.org/models/resnet18-f37072fd.pth",
+        "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",
+        46_830_571,
+    )
+}
 
 #: How torchvision's reference training and evaluation prepare pictures: short side to 256, the middle 224×224.
 PREPROCESS = Preprocess(
@@ -27,25 +45,35 @@ PREPROCESS = Preprocess(
 
 
 def source(name: str, text: str, home: Home) -> SourceModel:
-    chosen = weights.parse(text, model=name, own="pretrained", choices=WEIGHTS)
+    pretrained = PRETRAINED.get(name)
+    choices = WEIGHTS if pretrained else "FILE.pth | random:SEED"
+    chosen = weights.parse(text, model=name, own="pretrained" if pretrained else None, choices=choices)
     export.require_torch()
     import torchvision
 
     said = text if chosen.kind == "own" else chosen.said
-    if chosen.kind == "own":
-        path = weights.download(PRETRAINED_URL, PRETRAINED_SHA256, PRETRAINED_SIZE, home)
-        chosen = weights.Weights("file", str(path))
+    if chosen.kind == "own" and pretrained:
+        chosen = weights.Weights("file", str(weights.download(*pretrained, home)))
     return export.pt2_source(
         name,
         chosen,
-        build=lambda: torchvision.models.resnet18(weights=None),
+        build=lambda: build(name),
         said=said,
-        definition=f"torchvision {torchvision.__version__}",
+        definition=f"{_DEFINITION}, torchvision {torchvision.__version__}",
         preprocess=PREPROCESS,
         postprocess=Postprocess(kind="classify"),
         labels=labels(),
         home=home,
     )
+
+
+def build(name: str) -> Any:
+    """The ``torch.nn.Module``, (N, 3, H, W) → logits (N, 1000), with weights drawn from torch's generator."""
+    import torchvision
+
+    network = torchvision.models.get_model(name, weights=None)
+    initial.draw(network, endings=initial.residual_endings(network))
+    return network
 
 
 def labels() -> tuple[str, ...]:
