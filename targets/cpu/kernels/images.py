@@ -36,7 +36,8 @@ def argument(name: str, shape: tuple[int, ...], dtype: str = "float32") -> Any:
 
 def ramp(start: Expr, lanes: int) -> Expr:
     """Indices of one vector."""
-    return tirx.Ramp(tirx.IntImm("int32", start) if isinstance(start, int) else start, 1, lanes)
+    start = tirx.IntImm("int32", start) if isinstance(start, int) else start
+    return start if lanes == 1 else tirx.Ramp(start, 1, lanes)
 
 
 def splat(value: Expr, lanes: int, dtype: str = "float32") -> Expr:
@@ -59,6 +60,10 @@ class Image:
     def _at(self, n: Expr, block: Expr, y: Expr, x: Expr) -> list[Expr]:
         return [n, block, y + self.type.layout.top, x + self.type.layout.left]
 
+    def _block_at(self, n: Expr, block: Expr, y: Expr, x: Expr) -> list[Expr]:
+        at = self._at(n, block, y, x)
+        return at if self.type.layout.block == 1 else [*at, ramp(0, self.type.layout.block)]
+
     def scalar(self, n: Expr, block: Expr, y: Expr, x: Expr, lane: Expr) -> Expr:
         """One channel of one pixel."""
         at = self._at(n, block, y, x)
@@ -66,12 +71,19 @@ class Image:
 
     def vector(self, n: Expr, block: Expr, y: Expr, x: Expr) -> Expr:
         """A block of channels of one pixel."""
-        at = (*self._at(n, block, y, x), ramp(0, self.type.layout.block))
-        return self.buffer[at]
+        return self.buffer[tuple(self._block_at(n, block, y, x))]
 
     def put(self, n: Expr, block: Expr, y: Expr, x: Expr, value: Expr) -> None:
         """Store a block of channels of one pixel."""
-        T.buffer_store(self.buffer, value, [*self._at(n, block, y, x), ramp(0, self.type.layout.block)])
+        T.buffer_store(self.buffer, value, self._block_at(n, block, y, x))
+
+    def run(self, n: Expr, channel: Expr, y: Expr, x: Expr, pixels: int) -> Expr:
+        """So many neighbouring pixels of one channel of a plain picture."""
+        return self.buffer[(*self._at(n, channel, y, x)[:3], ramp(x + self.type.layout.left, pixels))]
+
+    def put_run(self, n: Expr, channel: Expr, y: Expr, x: Expr, value: Expr, pixels: int) -> None:
+        """Store neighbouring pixels of one channel of a plain picture."""
+        T.buffer_store(self.buffer, value, [*self._at(n, channel, y, x)[:3], ramp(x + self.type.layout.left, pixels)])
 
     def clear_border(self, n: Expr, block: Expr, row: Expr, rows: int, fill: int = 0) -> None:
         """Fill the border beside ``rows`` rows from ``row`` on, and the border above and below the picture with them.

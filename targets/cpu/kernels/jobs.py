@@ -1,0 +1,35 @@
+"""The outer loop of a kernel: jobs for several threads, or one thread where waking the others would cost more."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from tvm.tirx.script.builder import ir as T
+
+from targets.cpu.layout import ImageType
+
+#: Bytes that one thread loads and stores in about ten microseconds.
+SERIAL_BELOW = 256 * 1024
+#: With so many jobs, two to four threads have shares that differ by little.
+JOBS = 32
+
+
+def jobs(count: int, touched: int) -> Any:
+    """A loop over ``count`` equal jobs that together load and store so many bytes."""
+    return T.parallel(0, count) if count > 1 and touched >= SERIAL_BELOW else T.serial(0, count)
+
+
+def rows_per_job(height: int, others: int) -> int:
+    """How many rows of a picture one job takes: as many as divide the height and leave :data:`JOBS` jobs, or one.
+
+    ``others`` are the jobs that there are for each part of the rows: pictures, blocks of channels.
+    """
+    fitting = (rows for rows in range(height, 0, -1) if height % rows == 0 and others * (height // rows) >= JOBS)
+    return next(fitting, 1)
+
+
+def size_bytes(image: ImageType) -> int:
+    """What a picture takes in memory."""
+    return math.prod(image.physical) * np.dtype(image.dtype).itemsize
