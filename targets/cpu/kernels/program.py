@@ -74,6 +74,20 @@ OPERATORS: dict[str, Callable[[Sequence[Expr], int], Expr]] = {
 }
 
 
+def evaluate(program: Program, value: Expr, lanes: int, operand: Callable[[int], Expr]) -> Expr:
+    """What is stored for ``value``, a vector of ``lanes``; ``operand`` loads that of an index for the same place."""
+    results = [value]
+
+    def read(arg: Result | Operand | float) -> Expr:
+        if isinstance(arg, Result):
+            return results[arg.index]
+        return operand(arg.index) if isinstance(arg, Operand) else splat(float(arg), lanes)
+
+    for step in program.steps:
+        results.append(OPERATORS[step.op]([read(arg) for arg in step.args], lanes))
+    return results[-1]
+
+
 class Bound:
     """A program with its operands declared as arguments of the kernel that is being built."""
 
@@ -88,18 +102,11 @@ class Bound:
 
     def __call__(self, value: Expr, lanes: int, n: Expr, block: Expr, y: Expr, x: Expr) -> Expr:
         """What is stored for ``value``, a vector of the ``lanes`` channels of ``block`` at one pixel."""
-        results = [value]
 
-        def read(arg: Result | Operand | float) -> Expr:
-            if isinstance(arg, Result):
-                return results[arg.index]
-            if not isinstance(arg, Operand):
-                return splat(float(arg), lanes)
-            source, kind = self._operands[arg.index], self._program.operands[arg.index].kind
+        def operand(index: int) -> Expr:
+            source, kind = self._operands[index], self._program.operands[index].kind
             if kind == "channel":
                 return source[ramp(block * lanes, lanes)]
             return source.vector(n, block, 0, 0) if kind == "gate" else source.vector(n, block, y, x)
 
-        for step in self._program.steps:
-            results.append(OPERATORS[step.op]([read(arg) for arg in step.args], lanes))
-        return results[-1]
+        return evaluate(self._program, value, lanes, operand)
