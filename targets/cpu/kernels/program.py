@@ -63,6 +63,16 @@ def _binary(function: Callable[[Expr, Expr], Expr]) -> Callable[[Sequence[Expr],
     return lambda args, _lanes: function(args[0], args[1])
 
 
+#: 1.5 · 2²³: where float32's neighbours are one apart. Adding it rounds to whole numbers, halves to even, and unlike an
+#: instruction that rounds it is there on every processor.
+_UNIT = 12582912.0
+
+
+def _round(args: Sequence[Expr], lanes: int) -> Expr:
+    """The nearest whole number of |value| < 2²²."""
+    return args[0] + splat(_UNIT, lanes) - splat(_UNIT, lanes)
+
+
 #: Name of each operator with how it is written for vectors of so many lanes.
 OPERATORS: dict[str, Callable[[Sequence[Expr], int], Expr]] = {
     "add": _binary(lambda a, b: a + b),
@@ -71,6 +81,7 @@ OPERATORS: dict[str, Callable[[Sequence[Expr], int], Expr]] = {
     "divide": _binary(lambda a, b: a / b),
     "maximum": _binary(tirx.max),
     "minimum": _binary(tirx.min),
+    "round": _round,
 }
 
 
@@ -107,6 +118,9 @@ class Bound:
             source, kind = self._operands[index], self._program.operands[index].kind
             if kind == "channel":
                 return source[ramp(block * lanes, lanes)]
-            return source.vector(n, block, 0, 0) if kind == "gate" else source.vector(n, block, y, x)
+            vector = source.vector(n, block, 0, 0) if kind == "gate" else source.vector(n, block, y, x)
+            # Programs compute in float32, whatever they read.
+            floats = "float32" if lanes == 1 else f"float32x{lanes}"
+            return vector if source.type.dtype == "float32" else tirx.Cast(floats, vector)
 
         return evaluate(self._program, value, lanes, operand)
