@@ -34,17 +34,19 @@ class Layout:
         return (n, c, rows, columns) if self.block == 1 else (n, -(-c // self.block), rows, columns, self.block)
 
     @property
+    def border(self) -> tuple[int, int, int, int]:
+        """Rows above, columns left, rows below, columns right."""
+        return self.top, self.left, self.bottom, self.right
+
+    @property
     def bordered(self) -> bool:
-        return bool(self.top or self.left or self.bottom or self.right)
+        """Whether there is a border at all."""
+        return any(self.border)
 
     def covers(self, other: Layout) -> bool:
         """Whether a buffer in this layout can be read where ``other`` is wanted."""
-        return (
-            self.block == other.block
-            and self.top >= other.top
-            and self.left >= other.left
-            and self.bottom >= other.bottom
-            and self.right >= other.right
+        return self.block == other.block and all(
+            have >= want for have, want in zip(self.border, other.border, strict=True)
         )
 
 

@@ -48,37 +48,43 @@ class DirectConv:
     window: Window
     tile: Tile
     program: Program = NOTHING
+    #: Groups of channels that are convolved apart. Each is whole blocks of the input and whole tiles of the output.
+    groups: int = 1
     #: Processors that multiply by one lane of a register (ARM) load a block of a pixel's channels at once.
     by_lane: bool = False
 
 
 def pack(weights: npt.NDArray[np.float32], spec: DirectConv) -> npt.NDArray[np.float32]:
-    """O, I, KH, KW to O/(g·b), I/a, KH, KW, a, g, b: in the order in which the kernel reads them.
+    """O, I / groups, KH, KW to O/(g·b), I/a, KH, KW, a, g, b: in the order in which the kernel reads them.
 
     ``a`` is the input's block, ``b`` the output's, ``g`` the tile's blocks; missing channels are zeros.
     """
     outputs, inputs, height, width = weights.shape
     a, b, g = spec.x.layout.block, spec.y.layout.block, spec.tile.blocks
-    padded = np.zeros((spec.y.blocks * b, spec.x.blocks * a, height, width), weights.dtype)
+    padded = np.zeros((spec.y.blocks * b, -(-inputs // a) * a, height, width), weights.dtype)
     padded[:outputs, :inputs] = weights
-    parts = padded.reshape(spec.y.blocks // g, g, b, spec.x.blocks, a, height, width)
+    parts = padded.reshape(spec.y.blocks // g, g, b, -(-inputs // a), a, height, width)
     return np.ascontiguousarray(parts.transpose(0, 3, 5, 6, 4, 1, 2))
 
 
 def direct_conv(spec: DirectConv, name: str) -> Any:
     """Arguments: x, packed weights, the program's operands, y."""
     (batch, channels, _, _), (_, _, out_height, out_width) = spec.x.shape, spec.y.shape
+    channels //= spec.groups
     (kernel_h, kernel_w), (stride_h, stride_w) = spec.window.kernel, spec.window.stride
     (dilation_h, dilation_w), (top, left, _, _) = spec.window.dilation, spec.window.padding
     a, b = spec.x.layout.block, spec.y.layout.block
     tile = spec.tile
+    # Of output blocks; each reads the input blocks of its own group of channels.
     groups = spec.y.blocks // tile.blocks
+    per_group = groups // spec.groups
     row_tiles, column_tiles = -(-out_height // tile.rows), -(-out_width // tile.columns)
     full_blocks, rest = divmod(channels, a)
+    input_blocks = -(-channels // a)
 
     def body() -> None:
         x = Image.argument("x", spec.x)
-        weights = argument("weights", (groups, spec.x.blocks, kernel_h, kernel_w, a, tile.blocks, b))
+        weights = argument("weights", (groups, input_blocks, kernel_h, kernel_w, a, tile.blocks, b))
         program = Bound(spec.program)
         y = Image.argument("y", spec.y)
         pixels = [(r, c) for r in range(tile.rows) for c in range(tile.columns)]
@@ -88,6 +94,7 @@ def direct_conv(spec: DirectConv, name: str) -> Any:
 
         with T.parallel(0, groups * batch * row_tiles) as job:
             group, n = job // (batch * row_tiles), job // row_tiles % batch
+            first_block = group // per_group * input_blocks
             # The last tile of a row or column is moved back so that it ends with the picture.
             row = tirx.min(job % row_tiles * tile.rows, out_height - tile.rows)
             sums = T.alloc_buffer((tile.blocks * len(pixels) * b,), "float32", scope="local")
@@ -114,12 +121,12 @@ def direct_conv(spec: DirectConv, name: str) -> Any:
                                     T.buffer_store(sums, sums[index] + splat(value(r, c, lane), b) * w, [index])
 
                         if spec.by_lane and lanes == a > 1:
-                            vectors = {(r, c): x.vector(n, block, *at(r, c)) for r, c in pixels}
+                            vectors = {(r, c): x.vector(n, first_block + block, *at(r, c)) for r, c in pixels}
                             for lane in range(a):
                                 add(lane, lambda r, c, lane: tirx.Shuffle([vectors[r, c]], [lane]))
                         else:
                             with T.serial(0, lanes) as lane:
-                                add(lane, lambda r, c, lane: x.scalar(n, block, *at(r, c), lane))
+                                add(lane, lambda r, c, lane: x.scalar(n, first_block + block, *at(r, c), lane))
 
                 if full_blocks:
                     with T.serial(0, full_blocks) as block:

@@ -1,0 +1,163 @@
+"""From a graph with layouts back to Relax: calls of kernels, conversions where layouts meet, and what was left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.relax.expr_functor import PyExprMutator, mutator
+
+from targets.cpu.graph import Array, Graph, Layer, Opaque, Value
+from targets.cpu.kernels.convert import Convert, convert
+from targets.cpu.kernels.program import OperandType, Program
+from targets.cpu.layout import PLAIN, ImageType, Layout
+from targets.cpu.layouts import Layouts, wanted
+from targets.cpu.lower import Call, lower
+from targets.cpu.processors import Processor
+
+
+def emit(module: Any, graph: Graph, layouts: Layouts, processor: Processor) -> Any:
+    """The module with a ``main`` that computes the graph by kernels for ``processor``."""
+    return _Emitter(module, graph, layouts, processor).run()
+
+
+class _Emitter:
+    def __init__(self, module: Any, graph: Graph, layouts: Layouts, processor: Processor) -> None:
+        self._main = module["main"]
+        others = {var: function for var, function in module.functions_items() if var.name_hint != "main"}
+        self._builder = relax.BlockBuilder(tvm.IRModule(others, attrs=module.attrs))
+        self._graph = graph
+        self._layouts = layouts
+        self._processor = processor
+        #: Relax variables that hold a value, by layout. Values that are no pictures have PLAIN alone.
+        self._at: dict[Value, dict[Layout, Any]] = {value: {PLAIN: value.var} for value in graph.parameters}
+        self._kernels: dict[Hashable, Any] = {}
+        self._names: dict[str, int] = {}
+
+    def run(self) -> Any:
+        main, builder = self._main, self._builder
+        dataflow = all(isinstance(block, relax.DataflowBlock) for block in main.body.blocks)
+        with builder.function("main", list(main.params), attrs=dict(main.attrs or {}), pure=bool(main.is_pure)):
+            if dataflow:
+                with builder.dataflow():
+                    self._nodes()
+                    result = builder.emit_output(self._result())
+            else:
+                self._nodes()
+                result = self._result()
+            builder.emit_func_output(result)
+        return builder.finalize()
+
+    def _nodes(self) -> None:
+        for node in self._graph.nodes:
+            if isinstance(node, Layer):
+                self._layer(node)
+            else:
+                self._opaque(node)
+
+    def _result(self) -> Any:
+        known = {value.var: self._plain(value) for value in self._graph.results}
+        return _Substitution(known).visit_expr(self._main.body.body)
+
+    def _opaque(self, node: Opaque) -> None:
+        substitution = _Substitution({value.var: self._plain(value) for value in node.inputs})
+        for binding in node.bindings:
+            value = substitution.visit_expr(binding.value)
+            if isinstance(binding, relax.MatchCast):
+                substitution.known[binding.var] = self._builder.match_cast(value, binding.ty)
+            else:
+                substitution.known[binding.var] = self._builder.emit(value, binding.var.name_hint)
+        self._at[node.output] = {PLAIN: substitution.known[node.bindings[-1].var]}
+
+    # --- Kernels --------------------------------------------------------------------------------
+
+    def _layer(self, layer: Layer) -> None:
+        inputs = [
+            self._image(value, wanted(layer, value, self._layouts.blocked, self._layouts.lanes))
+            for value in layer.inputs
+        ]
+        operands: list[Any] = []
+        types: list[OperandType] = []
+        shape = layer.output.shape
+        assert shape is not None
+        output = ImageType(shape, self._layouts.home(layer.output))
+        for operand in layer.operands:
+            if isinstance(operand, Value):
+                var, image = self._image(operand, Layout(self._layouts.lanes))
+                types.append(OperandType("image" if image.shape == shape else "gate", image))
+                operands.append(var)
+            else:
+                types.append(OperandType("channel", ImageType((1, shape[1], 1, 1), Layout(output.layout.block))))
+                operands.append(relax.const(_whole(operand, output)))
+        program = Program(tuple(layer.steps), tuple(types))
+        call = lower(layer, [image for _, image in inputs], output, program, self._processor)
+        arguments = [*(var for var, _ in inputs), *map(relax.const, call.constants), *operands]
+        self._at[layer.output] = {output.layout: self._call(call, arguments, output, layer.output.rank)}
+
+    def _call(self, call: Call, arguments: Sequence[Any], output: ImageType, rank: int) -> Any:
+        spec = (call.build, call.spec)
+        if spec not in self._kernels:
+            number = self._names[call.name] = self._names.get(call.name, 0) + 1
+            name = f"{call.name}_{number}"
+            self._kernels[spec] = self._builder.add_func(call.build(call.spec, name), name)
+        dimensions = output.physical[:rank] if output.layout == PLAIN else output.physical
+        of_type = relax.TensorType(dimensions, output.dtype)
+        return self._builder.emit(relax.call_tir(self._kernels[spec], relax.Tuple(list(arguments)), of_type))
+
+    # --- Layouts --------------------------------------------------------------------------------
+
+    def _plain(self, value: Value) -> Any:
+        return self._at[value][PLAIN] if value.shape is None else self._image(value, PLAIN, exact=True)[0]
+
+    def _image(self, value: Value, want: Layout, exact: bool = False) -> tuple[Any, ImageType]:
+        """A variable that holds ``value`` in a layout that serves where ``want`` is wanted."""
+        shape = value.shape
+        assert shape is not None
+        held = self._at[value]
+        for layout, var in held.items():
+            if layout == want or (not exact and layout.covers(want)):
+                return var, ImageType(shape, layout)
+        layout = want if exact else self._layouts.shared(value, want)
+        have = ImageType(shape, next(iter(held)))
+        target = ImageType(shape, layout)
+        source = held[have.layout]
+        if (
+            shape[2:] == (1, 1)
+            and shape[1] % max(have.layout.block, layout.block) == 0
+            and not (have.layout.bordered or layout.bordered)
+        ):
+            # One pixel of whole blocks: the same numbers in the same order.
+            dimensions = shape[: value.rank] if layout == PLAIN else target.physical
+            var = self._builder.emit(relax.op.reshape(source, dimensions))
+        else:
+            rank = value.rank if layout == PLAIN else 4
+            if have.layout == PLAIN and value.rank == 2:
+                source = self._builder.emit(relax.op.reshape(source, shape))
+            var = self._call(Call("convert", convert, Convert(have, target)), [source], target, rank)
+        held[layout] = var
+        return var, target
+
+
+def _whole(values: Array, image: ImageType) -> Array:
+    """One number a channel, zeros up to whole blocks."""
+    padded = np.zeros(image.blocks * image.layout.block, np.float32)
+    padded[: len(values)] = values
+    return padded
+
+
+@mutator
+class _Substitution(PyExprMutator):  # type: ignore[misc]
+    """Replaces variables by those that hold their values now."""
+
+    def __init__(self, known: dict[Any, Any]) -> None:
+        super().__init__()
+        self.known = known
+
+    def visit_var_(self, var: Any) -> Any:
+        return self.known.get(var, var)
+
+    def visit_dataflow_var_(self, var: Any) -> Any:
+        return self.known.get(var, var)

@@ -1,0 +1,112 @@
+"""Which layout every value has: blocks of one vector where kernels work, and the border that their readers need."""
+
+from __future__ import annotations
+
+from targets.cpu.graph import (
+    Concatenation,
+    Convolution,
+    GlobalAverage,
+    Graph,
+    Layer,
+    Matrix,
+    Opaque,
+    Pooling,
+    Value,
+)
+from targets.cpu.kernels.direct import Window
+from targets.cpu.layout import PLAIN, Layout, Shape
+
+#: A border may make a buffer so much larger; a reader that wants more gets a copy of its own.
+GROWTH = 1.6
+
+
+def border(window: Window, x: Shape, y: Shape) -> tuple[int, int, int, int]:
+    """Rows and columns outside of ``x`` that a window reads on its way over ``y``: top, left, bottom, right."""
+    top, left, _, _ = window.padding
+    reach = [
+        max(0, (y[2 + i] - 1) * window.stride[i] + (window.kernel[i] - 1) * window.dilation[i] + 1 - before - x[2 + i])
+        for i, before in enumerate((top, left))
+    ]
+    return top, left, reach[0], reach[1]
+
+
+def has_kernel(layer: Layer, blocked: set[Value], lanes: int) -> bool:
+    """Whether a kernel runs this layer, given which values are in blocks."""
+    work = layer.work
+    if isinstance(work, Convolution | Matrix):
+        return True
+    if layer.output.rank != 4 and not isinstance(work, GlobalAverage):
+        return False
+    if not all(value in blocked for value in layer.inputs):
+        return False
+    if isinstance(work, Concatenation):
+        return all(value.shape is not None and value.shape[1] % lanes == 0 for value in layer.inputs[:-1])
+    if isinstance(work, Pooling):
+        padded = any(work.window.padding) or any(border(work.window, *_shapes(layer))[2:])
+        return work.window.dilation == (1, 1) or not padded or work.kind == "average"
+    return True
+
+
+def demote(graph: Graph, lanes: int) -> set[Value]:
+    """Give layers that no kernel runs back to Relax; returns the values that are in blocks."""
+    blocked: set[Value] = set()
+    for index, node in enumerate(graph.nodes):
+        if not isinstance(node, Layer):
+            continue
+        if not has_kernel(node, blocked, lanes):
+            graph.nodes[index] = Opaque(node.bindings, list(dict.fromkeys(node.reads)), node.output)
+            node.output.producer = graph.nodes[index]
+        elif not isinstance(node.work, Matrix):
+            blocked.add(node.output)
+    return blocked
+
+
+def wanted(layer: Layer, value: Value, blocked: set[Value], lanes: int) -> Layout:
+    """The layout in which a layer with a kernel reads one of its inputs."""
+    work = layer.work
+    if isinstance(work, Matrix) or value.shape is None:
+        return PLAIN
+    # Few channels, as a picture has them, would leave most of a block empty.
+    block = 1 if isinstance(work, Convolution) and value not in blocked and value.shape[1] < lanes else lanes
+    if value not in layer.inputs:
+        return Layout(lanes)
+    reads_border = isinstance(work, Convolution) or (isinstance(work, Pooling) and work.kind == "average")
+    return Layout(block, *border(work.window, *_shapes(layer))) if reads_border else Layout(block)
+
+
+class Layouts:
+    """For each value, and each block that readers want it in, the layout that serves as many of them as it can."""
+
+    def __init__(self, graph: Graph, lanes: int) -> None:
+        self.lanes = lanes
+        self.blocked = demote(graph, lanes)
+        self._shared: dict[tuple[Value, int], Layout] = {}
+        for node in graph.nodes:
+            for value in dict.fromkeys(node.reads):
+                if isinstance(node, Layer) and value.shape is not None:
+                    self._share(value, wanted(node, value, self.blocked, lanes))
+
+    def home(self, value: Value) -> Layout:
+        """The layout in which a layer with a kernel gives its result."""
+        return self._shared.get((value, self.lanes), Layout(self.lanes)) if value in self.blocked else PLAIN
+
+    def shared(self, value: Value, want: Layout) -> Layout:
+        """The layout to convert a value to where ``want`` is wanted."""
+        shared = self._shared.get((value, want.block), want)
+        return shared if shared.covers(want) else want
+
+    def _share(self, value: Value, want: Layout) -> None:
+        have = self._shared.get((value, want.block), Layout(want.block))
+        both = Layout(want.block, *(max(pair) for pair in zip(have.border, want.border, strict=True)))
+        if value.shape is not None and _pixels(both, value.shape) <= GROWTH * value.shape[2] * value.shape[3] + 64:
+            self._shared[value, want.block] = both
+
+
+def _pixels(layout: Layout, shape: Shape) -> int:
+    return (layout.top + shape[2] + layout.bottom) * (layout.left + shape[3] + layout.right)
+
+
+def _shapes(layer: Layer) -> tuple[Shape, Shape]:
+    x, y = layer.inputs[0].shape, layer.output.shape
+    assert x is not None and y is not None
+    return x, y

@@ -1,0 +1,81 @@
+"""Which kernel runs a layer, with its specification and its packed constants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
+
+from targets.cpu import choose
+from targets.cpu.graph import (
+    Concatenation,
+    Convolution,
+    GlobalAverage,
+    Layer,
+    Matrix,
+    Pointwise,
+    Pooling,
+    Resizing,
+)
+from targets.cpu.grouped import widen
+from targets.cpu.kernels import concat, dense, depthwise, direct, pointwise, pool, resize
+from targets.cpu.kernels.program import Program
+from targets.cpu.layout import ImageType
+from targets.cpu.processors import Processor
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A kernel: its name, what builds it from its specification, and the constants that it reads after its inputs."""
+
+    name: str
+    build: Callable[[Any, str], Any]
+    spec: Hashable
+    constants: tuple[npt.NDArray[Any], ...] = ()
+
+
+def lower(layer: Layer, inputs: Sequence[ImageType], output: ImageType, program: Program, processor: Processor) -> Call:
+    """The call that computes ``output`` of a layer from ``inputs``; ``program`` has the layouts of the operands."""
+    work, x = layer.work, inputs[0]
+    match work:
+        case Convolution():
+            return _convolution(work, x, output, program, processor)
+        case Matrix():
+            return _matrix(work, x, program, processor)
+        case Pooling():
+            spec = pool.Pool(x, output, work.kind, work.window, work.count_include_pad, program)  # type: ignore[arg-type]
+            return Call(f"{work.kind}_pool2d", pool.pool, spec)
+        case GlobalAverage():
+            return Call("global_average", pool.global_average, pool.GlobalAverage(x, output))
+        case Pointwise():
+            return Call("pointwise", pointwise.pointwise, pointwise.Pointwise(x, output, program))
+        case Concatenation():
+            return Call("concat", concat.concat, concat.Concat(tuple(inputs), output))
+        case Resizing():
+            return Call(
+                "resize2d", resize.resize, resize.Resize(x, output, work.method, work.coordinates, work.rounding)
+            )
+
+
+def _matrix(work: Matrix, x: ImageType, program: Program, processor: Processor) -> Call:
+    rows, inputs = x.shape[:2]
+    outputs = len(work.weights)
+    tile, lanes = dense.plan(
+        rows, inputs, outputs, lanes=processor.lanes, registers=processor.registers, l2_bytes=processor.l2_bytes
+    )
+    spec = dense.Dense(rows, inputs, outputs, tile, lanes, program, choose.by_lane(processor))
+    return Call("dense", dense.dense, spec, (dense.pack(work.weights, spec, transposed=True),))
+
+
+def _convolution(work: Convolution, x: ImageType, y: ImageType, program: Program, processor: Processor) -> Call:
+    a, b = x.layout.block, y.layout.block
+    if work.groups == x.shape[1] == y.shape[1] > 1 and a == b:
+        spec = depthwise.plan(x, y, work.window, program, processor)
+        return Call("depthwise_conv2d", depthwise.depthwise, spec, (depthwise.pack(work.weights, spec),))
+    weights, groups = widen(work.weights, work.groups, a, b)
+    by_lane = choose.by_lane(processor) and a > 1
+    tile = choose.tile(y.blocks // groups, *y.shape[2:], y.shape[0] * groups, processor, by_lane=by_lane)
+    spec = direct.DirectConv(x, y, work.window, tile, program, groups, by_lane)
+    return Call("conv2d", direct.direct_conv, spec, (direct.pack(weights, spec),))

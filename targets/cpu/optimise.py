@@ -1,0 +1,18 @@
+"""From a simplified Relax module to one that calls the CPU's kernels: the passes, in order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from targets.cpu.emit import emit
+from targets.cpu.fuse import fuse
+from targets.cpu.layouts import Layouts
+from targets.cpu.processors import Processor
+from targets.cpu.read import read
+
+
+def optimise(module: Any, processor: Processor) -> Any:
+    """``module`` with kernels for ``processor`` in its ``main``; what has none stays as it is."""
+    graph = read(module["main"])
+    fuse(graph)
+    return emit(module, graph, Layouts(graph, processor.lanes), processor)
