@@ -63,14 +63,23 @@ def _binary(function: Callable[[Expr, Expr], Expr]) -> Callable[[Sequence[Expr],
     return lambda args, _lanes: function(args[0], args[1])
 
 
-#: 1.5 · 2²³: where float32's neighbours are one apart. Adding it rounds to whole numbers, halves to even, and unlike an
-#: instruction that rounds it is there on every processor.
-_UNIT = 12582912.0
+#: 1.5 · 2²³, where neighbours of float32 are one apart, and its bits.
+_UNIT, _UNIT_BITS = 12582912.0, 0x4B400000
+
+
+def rounded(value: Expr, lanes: int, plus: int = 0) -> Expr:
+    """float32 × lanes, |value| < 2²², as int32: the nearest whole number, halves to even, ``plus`` another.
+
+    Adding a number whose neighbours are one apart rounds as the processor does, and every processor has it in vectors,
+    which is not so of an instruction that rounds.
+    """
+    suffix = "" if lanes == 1 else f"x{lanes}"
+    bits = tirx.reinterpret(f"int32{suffix}", value + splat(_UNIT, lanes))
+    return bits - splat(_UNIT_BITS - plus, lanes, "int32")
 
 
 def _round(args: Sequence[Expr], lanes: int) -> Expr:
-    """The nearest whole number of |value| < 2²²."""
-    return args[0] + splat(_UNIT, lanes) - splat(_UNIT, lanes)
+    return tirx.Cast("float32" if lanes == 1 else f"float32x{lanes}", rounded(args[0], lanes))
 
 
 #: Name of each operator with how it is written for vectors of so many lanes.
