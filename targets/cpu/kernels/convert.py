@@ -32,7 +32,7 @@ class Convert:
 
 
 def convert(spec: Convert, name: str) -> Any:
-    """Arguments: x, y. Raises ValueError when the layout is not all that differs, or from one width of block to another."""
+    """Arguments: x, y. Raises ValueError when more than the layout differs, and between blocks of two widths."""
     (batch, channels, height, width), a, b = spec.x.shape, spec.x.layout.block, spec.y.layout.block
     if spec.y.shape != spec.x.shape or spec.y.dtype != spec.x.dtype:
         raise ValueError(f"{spec.x} and {spec.y} differ in more than their layout")

@@ -21,7 +21,7 @@ def kernel(name: str, body: Callable[[], None]) -> Any:
     """
     from tvm.script.ir_builder import IRBuilder
 
-    with IRBuilder() as builder, T.prim_func():
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(name)
         # 8: kOpaque of TVM's fusion.
         T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": 8})
@@ -79,11 +79,15 @@ class Image:
 
     def run(self, n: Expr, channel: Expr, y: Expr, x: Expr, pixels: int) -> Expr:
         """So many neighbouring pixels of one channel of a plain picture."""
-        return self.buffer[(*self._at(n, channel, y, x)[:3], ramp(x + self.type.layout.left, pixels))]
+        return self.buffer[tuple(self._run_at(n, channel, y, x, pixels))]
 
     def put_run(self, n: Expr, channel: Expr, y: Expr, x: Expr, value: Expr, pixels: int) -> None:
         """Store neighbouring pixels of one channel of a plain picture."""
-        T.buffer_store(self.buffer, value, [*self._at(n, channel, y, x)[:3], ramp(x + self.type.layout.left, pixels)])
+        T.buffer_store(self.buffer, value, self._run_at(n, channel, y, x, pixels))
+
+    def _run_at(self, n: Expr, channel: Expr, y: Expr, x: Expr, pixels: int) -> list[Expr]:
+        *row, column = self._at(n, channel, y, x)
+        return [*row, ramp(column, pixels)]
 
     def clear_border(self, n: Expr, block: Expr, row: Expr, rows: int, fill: int = 0) -> None:
         """Fill the border beside ``rows`` rows from ``row`` on, and the border above and below the picture with them.
