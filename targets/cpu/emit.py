@@ -69,7 +69,7 @@ class _Emitter:
             if isinstance(binding, relax.MatchCast):
                 substitution.known[binding.var] = self._builder.match_cast(value, binding.ty)
             else:
-                substitution.known[binding.var] = self._builder.emit(value, binding.var.name_hint)
+                substitution.known[binding.var] = self._builder.emit(value, str(binding.var.name))
         self._at[node.output] = {PLAIN: substitution.known[node.bindings[-1].var]}
 
     # --- Kernels --------------------------------------------------------------------------------

@@ -62,9 +62,7 @@ def lower(layer: Layer, inputs: Sequence[ImageType], output: ImageType, program:
 def _matrix(work: Matrix, x: ImageType, program: Program, processor: Processor) -> Call:
     rows, inputs = x.shape[:2]
     outputs = len(work.weights)
-    tile, lanes = dense.plan(
-        rows, inputs, outputs, lanes=processor.lanes, registers=processor.registers, l2_bytes=processor.l2_bytes
-    )
+    tile, lanes = dense.plan(rows, inputs, outputs, processor)
     spec = dense.Dense(rows, inputs, outputs, tile, lanes, program, choose.by_lane(processor))
     return Call("dense", dense.dense, spec, (dense.pack(work.weights, spec, transposed=True),))
 

@@ -82,6 +82,36 @@ def _is_weight(value: Any) -> bool:
     return size >= SMALL or (floating and size > 0)
 
 
+#: Operators that give the same numbers in the same order under another shape.
+_VIEWS = frozenset(f"relax.{name}" for name in ("reshape", "flatten", "expand_dims", "squeeze", "nn.batch_flatten"))
+
+
+def views() -> Any:
+    """Operators that change nothing but the shape become reshapes, which the virtual machine does without a copy.
+
+    TVM finds them among scheduled loops otherwise, in a pass that takes no loops but its own.
+    """
+
+    @tvm.transform.module_pass(opt_level=0)  # type: ignore[untyped-decorator]
+    def run(module: Any, _context: Any) -> Any:
+        for variable, function in module.functions_items():
+            if isinstance(function, relax.Function):
+                module[variable] = _Reshaper(module).visit_expr(function)
+        return relax.transform.Normalize()(module)
+
+    return run
+
+
+@mutator
+class _Reshaper(PyExprMutator):  # type: ignore[misc]
+    def visit_call_(self, call: Any) -> Any:
+        given = super().visit_call_(call)
+        shape = getattr(call.ty, "shape", None)
+        if getattr(call.op, "name", "") not in _VIEWS - {"relax.reshape"} or not isinstance(shape, relax.ShapeExpr):
+            return given
+        return relax.op.reshape(given.args[0], shape)
+
+
 def lower(schedule: Any) -> Any:
     """From operators to scheduled loops: TVM's CPU pipeline with ``schedule`` between fusion and the VM's passes."""
     from tvm.relax.backend.cpu_generic import pipeline as cpu
@@ -91,10 +121,17 @@ def lower(schedule: Any) -> Any:
         target = tvm.target.Target.current()
         passes = [
             *cpu.library_dispatch_passes(target),
-            *cpu.legalize_passes(target),
+            views(),
+            relax.transform.LegalizeOps(skip_ops=["relax.reshape"]),
+            relax.transform.AnnotateTIROpPattern(),
+            relax.transform.FoldConstant(),
+            relax.transform.FuseOps(),
+            relax.transform.FuseTIR(),
             relax.transform.DeadCodeElimination(),
             schedule,
-            *cpu.dataflow_lower_passes(target),
+            relax.transform.ToNonDataflow(),
+            relax.transform.RemovePurityChecking(),
+            relax.transform.CallTIRRewrite(),
             *cpu.finalize_passes(target),
         ]
         return tvm.ir.transform.Sequential(passes)(module)
