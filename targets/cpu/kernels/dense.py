@@ -8,6 +8,7 @@ thread its own part; many rows use a panel of weights again and again while it i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,16 @@ from targets.cpu.kernels.program import NOTHING, Program, evaluate
 
 #: Multiply-adds from which on waking other threads pays.
 PARALLEL_FROM = 200_000
+#: Threads that are expected to share the work: two and four get equal parts.
+THREADS = 4
+#: So many sums hide the latency of a multiply-add: two start in a cycle, each takes four.
+SUMS = 8
+#: What loads cost although they run beside multiply-adds. Measured: 6 × 4 vectors are faster than 14 × 2 and 8 × 2.
+LOAD_COST = 0.1
+#: Half cycles that a vector takes to come from memory, for a thread of several. Measured: 5 to 25 GB/s on 512 bits.
+MEMORY = 32
+#: Rows for which it pays to fetch a panel of weights from memory.
+PANEL_ROWS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +66,12 @@ class Dense:
     @property
     def blocks(self) -> int:
         """Blocks of columns."""
-        return -(-self.outputs // self.lanes)
+        return _shares(self.outputs, self.lanes)
 
     @property
     def groups(self) -> int:
         """Panels of weights: as many blocks of columns each as a tile has."""
-        return -(-self.blocks // self.tile.blocks)
+        return _shares(self.blocks, self.tile.blocks)
 
     @property
     def packed(self) -> tuple[int, int, int, int]:
@@ -82,45 +93,62 @@ def pack(weights: npt.NDArray[np.float32], spec: Dense, transposed: bool = False
     return np.ascontiguousarray(parts.transpose(0, 3, 1, 2))
 
 
-def plan(rows: int, inputs: int, outputs: int, *, lanes: int, registers: int, l2_bytes: int) -> tuple[DenseTile, int]:
+def plan(
+    rows: int, inputs: int, outputs: int, *, lanes: int, registers: int, l2_bytes: int, by_lane: bool = False
+) -> tuple[DenseTile, int]:
     """The tile for a product of this size, and its lanes.
 
-    ``lanes`` and ``registers`` are those of the processor, ``l2_bytes`` is what one core can count on.
+    ``lanes`` and ``registers`` are the processor's, ``l2_bytes`` is what one of its cores can count on.
     """
     while lanes > outputs:
         lanes //= 2
-    blocks = -(-outputs // lanes)
+    blocks = _shares(outputs, lanes)
+    parallel = rows * inputs * outputs >= PARALLEL_FROM
 
-    def cost(tile: tuple[int, int]) -> tuple[float, int]:
-        """Cycles for each input of all tiles, when two multiply-adds and two loads start in one, each taking four."""
-        r, g = tile
-        cycles = max(r * g / 2, (r + g) / 2, 4 if rows > 1 else 0)
-        return -(-rows // r) * -(-blocks // g) * cycles, -r * g
+    # Half of the cache is for x: all rows at once if it holds them, but panels come from memory, and many must pay it.
+    most = max(l2_bytes // (8 * inputs), PANEL_ROWS)
+    far = MEMORY if inputs * outputs * 4 > l2_bytes else 0
 
-    free = registers - 2
-    tiles = [
-        (r, g)
-        for r in range(1, min(rows, free) + 1)
-        for g in range(1, min(blocks, free) + 1)
-        if r * g + min(r, g) <= free and (g <= 8)
-    ]
-    r, g = min(tiles, key=cost)
-    sums = max(1, min(8, free - 2) // (r * g), 1)
-    half = l2_bytes // 2
-    depth = max(64, half // (4 * g * lanes))
-    depth = inputs if depth >= inputs else -(-inputs // -(-inputs // depth))
-    tiles_of_rows = -(-rows // r)
-    chunk = min(tiles_of_rows, max(1, half // (4 * depth * r)))
-    return DenseTile(r, g, sums, chunk * r, depth), lanes
+    def cost(choice: tuple[int, int, int]) -> tuple[float, int]:
+        """Half cycles for each input when ``r`` rows × ``g`` blocks are a tile and the rows ``n`` chunks.
+
+        In a cycle two multiply-adds start, two loads from the first cache, half a load from the second.
+        """
+        r, g, n = choice
+        # One row gets several sums for each block instead of more rows.
+        latency = SUMS if rows > 1 else 0
+        tile = max(r * g, r + g, 4 * g, latency) + LOAD_COST * (r + g)
+        jobs = n * _shares(blocks, g)
+        busiest = _shares(jobs, THREADS) * THREADS if parallel else jobs
+        return busiest * (max(tile, far * g) + (_shares(_shares(rows, r), n) - 1) * tile), -r * g
+
+    def choices() -> Iterator[tuple[int, int, int]]:
+        for r in range(1, min(rows, registers) + 1):
+            for g in range(1, min(blocks, SUMS) + 1):
+                # Beside the sums: what is used more than once, and something to multiply it with.
+                if r * g + (r if by_lane else min(r, g)) + 1 < registers:
+                    least = _shares(rows, most)
+                    yield from ((r, g, n) for n in range(least, min(_shares(rows, r), least + THREADS) + 1))
+
+    r, g, n = min(choices(), key=cost)
+    chunk = _shares(_shares(rows, r), n)
+    # The other half is for a panel of weights, in parts of equal depth, if any rows are to find it there.
+    depth = _shares(inputs, _shares(inputs * g * lanes * 8, l2_bytes)) if chunk > 1 else inputs
+    return DenseTile(r, g, max(1, SUMS // (r * g)), chunk * r, depth), lanes
+
+
+def _shares(count: int, size: int) -> int:
+    """How many of ``size`` hold ``count``."""
+    return -(-count // size)
 
 
 def dense(spec: Dense, name: str) -> Any:
     """Arguments: x, packed weights, the program's operands, y."""
     tile, lanes = spec.tile, spec.lanes
-    row_tiles = -(-spec.rows // tile.rows)
+    row_tiles = _shares(spec.rows, tile.rows)
     chunk_tiles = min(tile.chunk // tile.rows, row_tiles)
-    chunks = -(-row_tiles // chunk_tiles)
-    parts = -(-spec.inputs // tile.depth)
+    chunks = _shares(row_tiles, chunk_tiles)
+    parts = _shares(spec.inputs, tile.depth)
     cells = [(r, g) for r in range(tile.rows) for g in range(tile.blocks)]
     work = spec.rows * spec.inputs * spec.outputs
 
