@@ -17,6 +17,7 @@ import psutil
 
 from agent.rpc_session import Order
 from targets.base import FleetError
+from targets.cores import usable
 from targets.defaults import RPC_SESSION_DEADLINE, WORKER_START_DEADLINE
 from targets.tvm_rpc import exception
 from targets.waiting import within
@@ -76,7 +77,7 @@ class SessionProcess:
             log.info("TVM RPC: session %d ended", process.pid)
 
     async def _spawn(self, order: Order) -> Process:
-        threads = str(len(os.sched_getaffinity(0)))
+        cores = usable()
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -86,8 +87,8 @@ class SessionProcess:
             stderr=STDOUT,
             pass_fds=(order.fd,),
             cwd=order.workdir,
-            # On its own TVM takes half of what a machine shows as processors.
-            env={"TVM_NUM_THREADS": threads, **os.environ},
+            # On its own TVM takes half of what a machine shows as processors, and its first ones.
+            env={"TVM_NUM_THREADS": str(cores.default), "TVM_BIND_THREADS": str(int(cores.whole)), **os.environ},
             start_new_session=True,
         )
         assert process.stdin is not None

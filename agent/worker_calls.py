@@ -15,6 +15,7 @@ from agent.store import StoredBundle, load_bundle
 from agent.tensors import from_bytes, spec_of, to_bytes
 from targets import base
 from targets.base import Counting, FleetError, Runner, TensorSpec
+from targets.cores import usable
 
 
 class Worker:
@@ -51,7 +52,8 @@ class Worker:
     def _load(self, call: c.Load) -> c.Loaded:
         bundle = load_bundle(Path(call.bundle))
         device = base.device_half(call.target, call.simulated)
-        if unmet := unmet_version(bundle.manifest.requirements.agent) or device.unmet(bundle.manifest.requirements):
+        requirements = bundle.manifest.requirements
+        if unmet := (unmet_version(requirements.agent) or device.unmet(requirements) or usable().lacking(call.threads)):
             return c.Loaded(engine=bundle.manifest.engine, unmet=unmet)
         self._bundle = bundle
         self._faults = Faults.parse(call.faults)

@@ -158,7 +158,7 @@ def _run(built: Built, image: Path | None, settings: Settings) -> tuple[list[Reg
 
 def _opened(bundle: Bundle, found: Sequence[Program], settings: Settings) -> WatchedRunner:
     # TVM's runtime library alone: the compiler would take longer to load than all the rest.
-    from targets.cpu.device import import_runtime
+    from targets.cpu.pool import import_runtime
 
     import_runtime(0)
     from controller.vta.simulate import make_ready

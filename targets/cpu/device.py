@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from targets.base import BundleError, LoadedBundle, Requirements
 from targets.cpu.machine import cpu_features, machine
+from targets.cpu.pool import pinned_processors, start_pool
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,33 +37,11 @@ class CPUDevice:
         return ""
 
     def load(self, bundle: LoadedBundle, threads: int) -> CPURunner:
-        import_runtime(threads)
+        start_pool(threads)
         return CPURunner(bundle)
 
     def telemetry(self) -> dict[str, float]:
         return {}
-
-
-def import_runtime(threads: int) -> None:
-    """Load TVM's runtime library alone (95 MB of memory, where the compiler takes 200 and torch 640).
-
-    TVM reads its environment when it is loaded, so this must be the process's first import of it: it is a no-op after.
-    """
-    available = len(os.sched_getaffinity(0))
-    if "tvm" not in sys.modules:
-        # Left alone, the pool takes half of the logical processors, and binds threads to cores it may not use.
-        os.environ["TVM_NUM_THREADS"] = str(threads or available)
-        if available < (os.cpu_count() or 1):
-            os.environ["TVM_BIND_THREADS"] = "0"
-        os.environ["TVM_USE_RUNTIME_LIB"] = "1"
-        if "torch" not in sys.modules:
-            # tvm_ffi imports torch where it is installed, to trade tensors with it. A name that maps to None in
-            # sys.modules is one that cannot be imported: the documented way to say "do without".
-            sys.modules["torch"] = None  # type: ignore[assignment]
-    import tvm.runtime.vm  # noqa: F401
-
-    # It has been read; a build that this process starts later needs the compiler.
-    os.environ.pop("TVM_USE_RUNTIME_LIB", None)
 
 
 class CPURunner:
@@ -117,7 +94,12 @@ class CPURunner:
     def conditions(self) -> dict[str, str]:
         from tvm.runtime import num_threads
 
-        return {"apache-tvm": version("apache-tvm"), "threads": str(num_threads())}
+        pinned = ",".join(map(str, pinned_processors()))
+        return {
+            "apache-tvm": version("apache-tvm"),
+            "threads": str(num_threads()),
+            **({"pinned": pinned} if pinned else {}),
+        }
 
     def close(self) -> None:
         del self._vm, self._weights, self._buffers

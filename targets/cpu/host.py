@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,15 +12,18 @@ from targets.base import BuildOutput, FleetError, Option, Requirements, SourceMo
 from targets.cpu.compile import LIBRARY, cannot_compile, compile_module, link, write_weights
 from targets.cpu.machine import Machine, Processor
 
-OPTIONS = {"mcpu": str, "batch": int}
+OPTIONS = {"mcpu": str, "board": str, "cores": int, "batch": int}
 ENGINE = "time_evaluator"
 MAX_BATCH = 1024
+MAX_CORES = 1024
 
 
 class CPUHost:
     """A :class:`targets.base.HostHalf`. Options:
 
-    ``mcpu``: the processor to compile for, or ``host`` for the best level that this host has too.
+    ``mcpu``: the processor to compile for, or ``host`` for the best whose features this host has too.
+    ``board``: a board's name in its stead, which says its cores and caches too.
+    ``cores``: threads that the release will run on, if not all of the board's.
     ``batch``: the first dimension of the model's inputs; 0 keeps the file's.
     """
 
@@ -27,7 +31,8 @@ class CPUHost:
         self.machine = machine
 
     def toolchain(self, options: Mapping[str, Option]) -> dict[str, str]:
-        return {**tool_versions(), "mcpu": self._resolve(options).name}
+        processor = self._resolve(options)
+        return {**tool_versions(), "mcpu": processor.name, "cores": str(processor.cores)}
 
     def build(
         self,
@@ -71,7 +76,15 @@ class CPUHost:
     def _resolve(self, options: Mapping[str, Option]) -> Processor:
         check_options(options, OPTIONS, self.machine.uname)
         check_batch(options)
-        return self.machine.processor(str(options.get("mcpu", "")))
+        mcpu, board, cores = str(options.get("mcpu", "")), str(options.get("board", "")), int(options.get("cores", 0))
+        if mcpu and board:
+            raise FleetError(
+                "options 'board' and 'mcpu' both name the processor", code="bad-option", hint="give one of them"
+            )
+        if not 0 <= cores <= MAX_CORES:
+            raise FleetError(f"option 'cores' must be between 1 and {MAX_CORES}", code="bad-option")
+        processor = self.machine.on_board(board) if board else self.machine.processor(mcpu)
+        return replace(processor, cores=cores) if cores else processor
 
 
 def tool_versions() -> dict[str, str]:

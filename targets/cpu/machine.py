@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import platform
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from targets.base import FleetError
-from targets.cpu import processors
+from targets.cores import usable
+from targets.cpu import boards, processors
+from targets.cpu.boards import Board
 from targets.cpu.processors import Processor
 
 __all__ = [
@@ -29,7 +31,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A machine as ``uname -m`` says it, LLVM's and Zig's names of it, and its processors, best first."""
+    """A machine as ``uname -m`` says it, LLVM's and Zig's names of it, its processors, best first, and boards."""
 
     uname: str
     triple: str
@@ -37,6 +39,7 @@ class Machine:
     processors: dict[str, Processor]
     #: The processor to compile for when none is named; ``host`` takes the best that this host has.
     default: str
+    boards: dict[str, Board] = field(default_factory=dict)
     float_abi: str = ""
     aliases: dict[str, str] = field(default_factory=dict)
 
@@ -44,10 +47,7 @@ class Machine:
         """The processor for the option ``mcpu``. Raises FleetError that lists what there is."""
         name = name or self.default
         if name == "host":
-            # A host of another machine (an arm64 build on x86) has none of the features: the least is taken.
-            have = cpu_features() | _parts() if machine() == self.uname else frozenset()
-            fitting = (p for p in self.processors.values() if have.issuperset((*p.features, *p.marks)))
-            return next(fitting, list(self.processors.values())[-1])
+            return self._host()
         name = self.aliases.get(name, name)
         if name not in self.processors:
             raise FleetError(
@@ -56,6 +56,29 @@ class Machine:
                 hint=f"mcpu is one of: host, {', '.join([*self.processors, *self.aliases])}",
             )
         return self.processors[name]
+
+    def _host(self) -> Processor:
+        """The best processor whose features this host has, with the cores that this process may use."""
+        least = list(self.processors.values())[-1]
+        if machine() != self.uname:
+            # A host of another machine (an arm64 build on x86) has none of the features.
+            return least
+        have = cpu_features() | _parts()
+        fitting = (p for p in self.processors.values() if have.issuperset((*p.features, *p.marks)))
+        return replace(next(fitting, least), cores=usable().default)
+
+    def on_board(self, name: str) -> Processor:
+        """The processor of the board for the option ``board``. Raises FleetError that lists what there is."""
+        if name == "generic":
+            return self.processor(name)
+        if name not in self.boards:
+            raise FleetError(
+                f"there is no board '{name}' for {self.uname}",
+                code="bad-option",
+                hint=f"board is one of: {', '.join([*self.boards, 'generic'])}; or name the processor with mcpu",
+            )
+        board = self.boards[name]
+        return board.of(self.processors[board.processor])
 
 
 X86_MACHINE = Machine(
@@ -73,6 +96,7 @@ ARM64_MACHINE = Machine(
     zig="aarch64-linux-gnu",
     processors={processor.name: processor for processor in processors.ARM64},
     default="generic",
+    boards={board.name: board for board in boards.ARM64},
 )
 
 ARMV7_MACHINE = Machine(
@@ -81,6 +105,7 @@ ARMV7_MACHINE = Machine(
     zig="arm-linux-gnueabihf",
     processors={processor.name: processor for processor in processors.ARMV7},
     default="cortex-a9",
+    boards={board.name: board for board in boards.ARMV7},
     float_abi="hard",
 )
 

@@ -59,6 +59,7 @@ _V4_VNNI = (*_V4, "avx512_vnni")
 # Processors above a level are that level with VNNI for LLVM, so that code for one runs on all that have it. AMX, half
 # floats and the other extensions that their names stand for are not used; they only mark a host.
 X86 = (
+    # AMD 58455 (Zen 5), floating point and load-store units of the server parts: 512 bits wide.
     Processor(
         "znver5",
         "x86-64-v4",
@@ -74,6 +75,7 @@ X86 = (
         mattr=("+avx512vnni",),
         marks=("avx512_vp2intersect", "clzero"),
     ),
+    # Intel 248966, Golden Cove: ports 0 and 5 are 512 bits wide, two loads of 64 bytes.
     Processor(
         "sapphirerapids",
         "x86-64-v4",
@@ -89,6 +91,7 @@ X86 = (
         mattr=("+avx512vnni",),
         marks=("avx512_fp16",),
     ),
+    # AMD 57647 (Zen 4): 256 bits wide, so each 512-bit multiply-add and load takes both of its kind.
     Processor(
         "znver4",
         "x86-64-v4",
@@ -104,6 +107,7 @@ X86 = (
         mattr=("+avx512vnni",),
         marks=("avx512_bf16", "clzero"),
     ),
+    # Intel 248966, Ice Lake Server: as below, with larger caches.
     Processor(
         "icelake-server",
         "x86-64-v4",
@@ -119,6 +123,7 @@ X86 = (
         mattr=("+avx512vnni",),
         marks=("avx512_vbmi2",),
     ),
+    # Intel 248966, Skylake Server: ports 0 and 1 together, and port 5; two loads of 64 bytes.
     Processor(
         "cascadelake",
         "x86-64-v4",
@@ -145,6 +150,7 @@ X86 = (
         l2_bytes=MIB,
         cores=4,
     ),
+    # Intel 248966, Golden Cove without AVX-512: ports 0 and 1, three loads of 32 bytes.
     Processor(
         "alderlake",
         "x86-64-v3",
@@ -159,6 +165,7 @@ X86 = (
         int8="avxvnni",
         mattr=("+avxvnni",),
     ),
+    # Intel 248966, Haswell: ports 0 and 1, two loads of 32 bytes.
     Processor(
         "x86-64-v3",
         "x86-64-v3",
@@ -171,6 +178,7 @@ X86 = (
         l2_bytes=256 * KIB,
         cores=4,
     ),
+    # Intel 248966, Nehalem: one multiplication and one addition, one load of 16 bytes.
     Processor(
         "x86-64-v2",
         "x86-64-v2",
@@ -205,6 +213,7 @@ _ARMV8_2 = (*_ARMV8_0, "asimdhp", "asimdrdm", "atomics", "fphp")
 _ARMV8_2_DOT = (*_ARMV8_2, "asimddp", "lrcpc")
 
 ARM64 = (
+    # Arm Cortex-A78 Software Optimization Guide: two V pipelines, three that load. L2 of Jetson Orin.
     Processor(
         "cortex-a78ae",
         "cortex-a78ae",
@@ -233,6 +242,7 @@ ARM64 = (
         int8="dot",
         marks=("part 0xd41",),
     ),
+    # Arm Cortex-A76 Software Optimization Guide: pipelines V0 and V1, two that load. Neoverse N1 is the same core.
     Processor(
         "cortex-a76",
         "cortex-a76",
@@ -246,6 +256,7 @@ ARM64 = (
         cores=4,
         int8="dot",
     ),
+    # NVIDIA publishes no guide: the pipelines of the Cortex-A76 are taken. 2 MiB of L2 for two cores.
     Processor(
         "carmel",
         "carmel",
@@ -259,6 +270,8 @@ ARM64 = (
         cores=4,
         marks=("part 0x004",),
     ),
+    # Arm Cortex-A72 Software Optimization Guide, and LLVM's model of the A57 which it is scheduled by: F0 and F1 are
+    # 64 bits wide, a vector takes both. One pipeline loads. L2 is 1 MiB for four cores.
     Processor(
         "cortex-a72",
         "cortex-a72",
@@ -272,6 +285,7 @@ ARM64 = (
         cores=4,
         marks=("part 0xd08",),
     ),
+    # As the Cortex-A72. L2 of Jetson Nano: 2 MiB for four cores.
     Processor(
         "cortex-a57",
         "cortex-a57",
@@ -285,6 +299,8 @@ ARM64 = (
         cores=4,
         marks=("part 0xd07",),
     ),
+    # Both halves of the 64-bit pipelines work on one vector a cycle; a load of 16 bytes takes two (measured figures of
+    # others: Arm publishes no timings). L2 of Raspberry Pi 3: 512 KiB for four cores.
     Processor(
         "cortex-a53",
         "cortex-a53",
@@ -298,6 +314,7 @@ ARM64 = (
         cores=4,
         marks=("part 0xd03",),
     ),
+    # The least that an ARMv8.0-A core with the common caches has.
     Processor(
         "generic",
         "generic",
@@ -329,6 +346,7 @@ ARMV7 = (
         l2_bytes=128 * KIB,
         cores=4,
     ),
+    # As the Cortex-A57, whose predecessor it is.
     Processor(
         "cortex-a15",
         "cortex-a15",
@@ -342,6 +360,7 @@ ARMV7 = (
         cores=4,
         marks=("part 0xc0f",),
     ),
+    # NEON works on one 32-bit lane a cycle (measured figures of others). L2 of Raspberry Pi 2: 512 KiB for four cores.
     Processor(
         "cortex-a7",
         "cortex-a7",
@@ -354,6 +373,8 @@ ARMV7 = (
         l2_bytes=128 * KIB,
         cores=4,
     ),
+    # Arm DDI 0409, cycle timings: NEON is 64 bits wide. L2 of the Zynq-7000 (UG585): 512 KiB for two cores. VMLA is
+    # a multiplication and an addition, each rounded: there is no fused one.
     Processor(
         "cortex-a9",
         "cortex-a9",

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from targets.base import LoadedBundle, Requirements, Runner
-from targets.cpu.device import CPUDevice, CPURunner, import_runtime
+from targets.cpu.device import CPUDevice, CPURunner
+from targets.cpu.pool import import_runtime, start_pool
 from targets.vta.boards import Board
 from targets.vta.driver import Conditioned
 from targets.vta.files import BITSTREAM, read_programs
@@ -67,12 +68,15 @@ class VTADevice:
 
     def load(self, bundle: LoadedBundle, threads: int) -> Runner:
         programs = read_programs(bundle)
-        import_runtime(threads)
         if not programs:
+            start_pool(threads)
             return CPURunner(bundle)
+        import_runtime(threads)
         has_bitstream = any(file.path == BITSTREAM for file in bundle.manifest.files)
         driver = self._open(programs[0].config, self._board, bundle.path(BITSTREAM) if has_bitstream else None)
         try:
+            # After the driver: the processes that it starts shall not be pinned with this thread.
+            start_pool(threads)
             return VTARunner(bundle, programs, driver, self._board)
         except BaseException:
             driver.close()

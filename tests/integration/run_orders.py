@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from run_simulated import Loaded
 
-from targets.cpu.device import import_runtime
+from targets.cpu.pool import import_runtime
 from targets.vta import boards, checker
 from targets.vta.device import VTARunner
 from targets.vta.files import read_programs

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from targets.cpu.device import import_runtime, load_library
+from targets.cpu.device import load_library
+from targets.cpu.pool import import_runtime
 from targets.vta.device import RUN
 from targets.vta.executable import Executable
 from targets.vta.program import load
