@@ -56,11 +56,15 @@ PLAIN = Layout()
 
 @dataclass(frozen=True, slots=True)
 class ImageType:
-    """A picture's logical shape N, C, H, W, its element type and its layout."""
+    """A picture's logical shape N, C, H, W, its element type and its layout.
+
+    A picture of integers holds numbers in steps of some scale, counted from ``zero_point``.
+    """
 
     shape: Shape
     layout: Layout = PLAIN
     dtype: str = "float32"
+    zero_point: int = 0
 
     @property
     def blocks(self) -> int:

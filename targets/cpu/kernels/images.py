@@ -21,7 +21,7 @@ def kernel(name: str, body: Callable[[], None]) -> Any:
     """
     from tvm.script.ir_builder import IRBuilder
 
-    with IRBuilder() as builder, T.prim_func(s_tir=True):
+    with IRBuilder() as builder, T.prim_func():
         T.func_name(name)
         # 8: kOpaque of TVM's fusion.
         T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": 8})
@@ -44,6 +44,21 @@ def splat(value: Expr, lanes: int, dtype: str = "float32") -> Expr:
     """One value in every lane."""
     value = tirx.const(value, dtype) if isinstance(value, int | float) else value
     return value if lanes == 1 else tirx.Broadcast(value, lanes)
+
+
+#: 1.5 · 2²³, where neighbours of float32 are one apart, and its bits.
+_UNIT, _UNIT_BITS = 12582912.0, 0x4B400000
+
+
+def rounded(value: Expr, lanes: int, plus: int = 0) -> Expr:
+    """float32 × lanes, |value| < 2²², as int32: the nearest whole number, halves to even, ``plus`` another.
+
+    Adding a number whose neighbours are one apart rounds as the processor does, and every processor has it in vectors,
+    which is not so of an instruction that rounds.
+    """
+    suffix = "" if lanes == 1 else f"x{lanes}"
+    bits = tirx.reinterpret(f"int32{suffix}", value + splat(_UNIT, lanes))
+    return bits - splat(_UNIT_BITS - plus, lanes, "int32")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +88,22 @@ class Image:
         """A block of channels of one pixel."""
         return self.buffer[tuple(self._block_at(n, block, y, x))]
 
+    def floats(self, n: Expr, block: Expr, y: Expr, x: Expr) -> Expr:
+        """A block of channels of one pixel as float32; integers as they are, zero point and all."""
+        value, lanes = self.vector(n, block, y, x), self.type.layout.block
+        if self.type.dtype == "float32":
+            return value
+        return tirx.Cast("float32" if lanes == 1 else f"float32x{lanes}", value)
+
     def put(self, n: Expr, block: Expr, y: Expr, x: Expr, value: Expr) -> None:
-        """Store a block of channels of one pixel."""
+        """Store a block of channels of one pixel.
+
+        float32 for a picture of integers is in steps of its scale and within its range: it is rounded, and the zero
+        point added.
+        """
+        of, lanes = self.type, self.type.layout.block
+        if of.dtype != "float32" and str(value.ty.dtype).startswith("float32"):
+            value = tirx.Cast(of.dtype if lanes == 1 else f"{of.dtype}x{lanes}", rounded(value, lanes, of.zero_point))
         T.buffer_store(self.buffer, value, self._block_at(n, block, y, x))
 
     def run(self, n: Expr, channel: Expr, y: Expr, x: Expr, pixels: int) -> Expr:
@@ -89,15 +118,17 @@ class Image:
         *row, column = self._at(n, channel, y, x)
         return [*row, ramp(column, pixels)]
 
-    def clear_border(self, n: Expr, block: Expr, row: Expr, rows: int, fill: int = 0) -> None:
-        """Fill the border beside ``rows`` rows from ``row`` on, and the border above and below the picture with them.
+    def clear_border(self, n: Expr, block: Expr, row: Expr, rows: int, fill: int | None = None) -> None:
+        """Fill the border beside ``rows`` rows from ``row`` on, and that above and below the picture with them.
+
+        What stands for zero is taken unless ``fill`` is given.
 
         A job that writes rows calls it for these: together the jobs of a picture fill its whole border.
         """
         layout, (_, _, height, width) = self.type.layout, self.type.shape
         if not layout.bordered:
             return
-        blank = splat(fill, layout.block, self.type.dtype)
+        blank = splat(self.type.zero_point if fill is None else fill, layout.block, self.type.dtype)
 
         def fill_row(y: Expr, start: int, stop: int) -> None:
             if stop > start:

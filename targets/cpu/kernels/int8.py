@@ -17,7 +17,7 @@ from tvm.tirx.script.builder import ir as T
 from targets.cpu.kernels.direct import Tile, Window
 from targets.cpu.kernels.images import Image, argument, kernel, ramp
 from targets.cpu.kernels.products import Product
-from targets.cpu.kernels.program import NOTHING, Bound, Program, rounded
+from targets.cpu.kernels.program import NOTHING, Bound, Program
 from targets.cpu.layout import ImageType
 
 Integers = npt.NDArray[np.integer[Any]]
@@ -27,8 +27,7 @@ Integers = npt.NDArray[np.integer[Any]]
 class Int8Conv:
     """``x`` is blocked by words or more, ``y`` by lanes; its number of blocks is a multiple of the tile's.
 
-    The program sees the sums as float32 and scales them. An integer ``y`` holds the program's value rounded, plus the
-    zero point: the program clips it to what fits.
+    The program sees the sums as float32 and scales them; where ``y`` is of integers it clips them to what fits.
     """
 
     x: ImageType
@@ -37,8 +36,6 @@ class Int8Conv:
     tile: Tile
     product: Product
     program: Program = NOTHING
-    #: Which integer of ``y`` stands for zero: its border is filled with it.
-    zero_point: int = 0
 
     @property
     def words(self) -> int:
@@ -125,9 +122,9 @@ def int8_conv(spec: Int8Conv, name: str) -> Any:
                     for pixel, (r, c) in enumerate(pixels):
                         where = (n, group * tile.blocks + g, row + r, column + c)
                         value = program(tirx.Cast(f"float32x{b}", sums[register(g, pixel)]), b, *where)
-                        y.put(*where, stored(value, spec.y, spec.zero_point))
+                        y.put(*where, value)
             for g in range(tile.blocks):
-                y.clear_border(n, group * tile.blocks + g, row, tile.rows, spec.zero_point)
+                y.clear_border(n, group * tile.blocks + g, row, tile.rows)
 
     return kernel(name, body)
 
@@ -138,9 +135,3 @@ def words_of(x: Image, product: Product) -> Image:
     words = x.type.layout.block // product.word
     seen = ImageType((n, x.type.blocks * words, h, w), replace(x.type.layout, block=words), product.word_dtype)
     return Image(seen, T.decl_buffer(seen.physical, product.word_dtype, data=x.buffer.data))
-
-
-def stored(value: Any, y: ImageType, zero_point: int) -> Any:
-    """What a block's float32 values, in steps of an integer ``y``'s scale, are stored as."""
-    lanes = y.layout.block
-    return value if y.dtype == "float32" else tirx.Cast(f"{y.dtype}x{lanes}", rounded(value, lanes, zero_point))

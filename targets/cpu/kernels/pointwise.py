@@ -41,7 +41,7 @@ def pointwise(spec: Pointwise, name: str) -> Any:
             n, block, first = job // (blocks * strips), job // strips % blocks, job % strips * rows
             with T.serial(0, rows) as r, T.serial(0, width) as column:
                 where = (n, block, first + r, column)
-                y.put(*where, program(x.vector(*where), lanes, *where))
+                y.put(*where, program(x.floats(*where), lanes, *where))
             y.clear_border(n, block, first, rows)
 
     return kernel(name, body)

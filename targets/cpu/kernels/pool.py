@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
@@ -64,7 +65,11 @@ def pool(spec: Pool, name: str) -> Any:
     if average and window.dilation != (1, 1):
         raise ValueError("an average pool with dilation is not defined")
     combine: Callable[[Expr, Expr], Expr] = (lambda a, b: a + b) if average else tirx.max
-    nothing = 0.0 if average else float("-inf")
+    # A maximum of integers is one of them: it is found and stored as it is.
+    dtype = "float32" if average else spec.x.dtype
+    nothing: float = 0.0 if average or dtype != "float32" else float("-inf")
+    if dtype != "float32":
+        nothing = int(np.iinfo(dtype).min)
     row_counts = [_count(y * stride_h - top, kernel_h, height, bottom, spec) for y in range(out_height)]
     column_counts = [_count(x * stride_w - left, kernel_w, width, right, spec) for x in range(out_width)]
     if average and min(row_counts + column_counts) < 1:
@@ -85,7 +90,7 @@ def pool(spec: Pool, name: str) -> Any:
 
         with jobs(batch * blocks * strips, size_bytes(spec.x) + size_bytes(spec.y)) as job:
             n, block, first = job // (blocks * strips), job // strips % blocks, job % strips * rows
-            held = T.alloc_buffer((HELD * lanes,), "float32", scope="local")
+            held = T.alloc_buffer((HELD * lanes,), dtype, scope="local")
             with T.serial(0, rows) as r:
                 row = first + r
                 start = row * stride_h - top
@@ -103,10 +108,10 @@ def pool(spec: Pool, name: str) -> Any:
                     """Maximum or sum of each of these columns of the input over the window's rows."""
                     registers = [ramp(i * lanes, lanes) for i in range(len(positions))]
                     for register in registers:
-                        T.buffer_store(held, splat(nothing, lanes), [register])
+                        T.buffer_store(held, splat(nothing, lanes, dtype), [register])
                     with T.serial(ky_from, ky_to) as ky:
                         for register, position in zip(registers, positions, strict=True):
-                            value = x.vector(n, block, start + ky * dilation_h, position)
+                            value = (x.floats if average else x.vector)(n, block, start + ky * dilation_h, position)
                             T.buffer_store(held, combine(held[register], value), [register])
                     return [held[register] for register in registers]
 
@@ -115,14 +120,15 @@ def pool(spec: Pool, name: str) -> Any:
                     if average:
                         total = tirx.Cast("float32", tirx.const(1, "int32") * row_count * count)
                         value = value * splat(T.bind(1.0 / total), lanes)
-                    y.put(n, block, row, column, program(value, lanes, n, block, row, column))
+                    value = program(value, lanes, n, block, row, column) if dtype == "float32" else value
+                    y.put(n, block, row, column, value)
 
                 def alone(column: Expr, positions: Sequence[Expr], count: int) -> None:
                     """One column of the result; what has been found of a wide window is kept in a variable."""
                     found: list[Expr] = []
                     for i in range(0, len(positions), HELD):
                         found = [T.bind(functools.reduce(combine, [*found, *over_rows(positions[i : i + HELD])]))]
-                    put(column, found or [splat(nothing, lanes)], count)
+                    put(column, found or [splat(nothing, lanes, dtype)], count)
 
                 def edge(column: int) -> None:
                     window_columns = [column * stride_w - left + kx * dilation_w for kx in range(kernel_w)]
@@ -194,7 +200,7 @@ def global_average(spec: GlobalAverage, name: str) -> Any:
 
                 def add(column: Expr, count: int) -> None:
                     for i, register in enumerate(registers[:count]):
-                        T.buffer_store(total, total[register] + x.vector(n, block, row, column + i), [register])
+                        T.buffer_store(total, total[register] + x.floats(n, block, row, column + i), [register])
 
                 with T.serial(0, whole // sums) as part:
                     add(part * sums, sums)

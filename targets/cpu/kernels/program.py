@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from tvm import tirx
 
-from targets.cpu.kernels.images import Image, argument, ramp, splat
+from targets.cpu.kernels.images import Image, argument, ramp, rounded, splat
 from targets.cpu.layout import ImageType
 
 Expr = Any
@@ -61,21 +61,6 @@ NOTHING = Program()
 
 def _binary(function: Callable[[Expr, Expr], Expr]) -> Callable[[Sequence[Expr], int], Expr]:
     return lambda args, _lanes: function(args[0], args[1])
-
-
-#: 1.5 · 2²³, where neighbours of float32 are one apart, and its bits.
-_UNIT, _UNIT_BITS = 12582912.0, 0x4B400000
-
-
-def rounded(value: Expr, lanes: int, plus: int = 0) -> Expr:
-    """float32 × lanes, |value| < 2²², as int32: the nearest whole number, halves to even, ``plus`` another.
-
-    Adding a number whose neighbours are one apart rounds as the processor does, and every processor has it in vectors,
-    which is not so of an instruction that rounds.
-    """
-    suffix = "" if lanes == 1 else f"x{lanes}"
-    bits = tirx.reinterpret(f"int32{suffix}", value + splat(_UNIT, lanes))
-    return bits - splat(_UNIT_BITS - plus, lanes, "int32")
 
 
 def _round(args: Sequence[Expr], lanes: int) -> Expr:
@@ -127,9 +112,6 @@ class Bound:
             source, kind = self._operands[index], self._program.operands[index].kind
             if kind == "channel":
                 return source[ramp(block * lanes, lanes)]
-            vector = source.vector(n, block, 0, 0) if kind == "gate" else source.vector(n, block, y, x)
-            # Programs compute in float32, whatever they read.
-            floats = "float32" if lanes == 1 else f"float32x{lanes}"
-            return vector if source.type.dtype == "float32" else tirx.Cast(floats, vector)
+            return source.floats(n, block, 0, 0) if kind == "gate" else source.floats(n, block, y, x)
 
         return evaluate(self._program, value, lanes, operand)
