@@ -65,7 +65,7 @@ def resize(spec: Resize, name: str) -> Any:
     def body() -> None:
         x = Image.argument("x", spec.x)
         places = argument("places", (height + width, 2) if linear else (height + width,), "int32")
-        weights = argument("weights", (height + width,)) if linear else None
+        weights: Any = argument("weights", (height + width,)) if linear else None
         y = Image.argument("y", spec.y)
 
         with jobs(batch * blocks * strips, size_bytes(spec.x) + 2 * size_bytes(spec.y)) as job:

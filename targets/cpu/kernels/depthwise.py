@@ -1,0 +1,143 @@
+"""Depthwise convolution over blocked channels: each channel has a window of its own.
+
+A vector holds neighbouring channels of a pixel, so a multiply-add needs no broadcast. For each row of the window its
+weights stay in registers, and each pixel that is loaded goes into all the sums of the tile that it has a part in.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from targets.cpu.kernels.direct import Window
+from targets.cpu.kernels.images import Image, argument, kernel, ramp, splat
+from targets.cpu.kernels.jobs import jobs, rows_per_job, size_bytes
+from targets.cpu.kernels.program import NOTHING, Bound, Program
+from targets.cpu.layout import ImageType
+from targets.cpu.processors import Processor
+
+Expr = Any
+
+#: Weights of a window's row that are held in registers at once.
+HELD = 8
+#: Cycles from the start of a multiply-add to its sum.
+LATENCY = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Depthwise:
+    """``x`` and ``y`` have the same channels in the same blocks; ``x``'s border is the padding. ``rows`` × ``columns``
+    sums are in registers."""
+
+    x: ImageType
+    y: ImageType
+    window: Window
+    rows: int
+    columns: int
+    program: Program = NOTHING
+
+
+def plan(x: ImageType, y: ImageType, window: Window, program: Program, processor: Processor) -> Depthwise:
+    """The tile that takes the fewest cycles. Raises ValueError when y's channels are not x's."""
+    if x.shape[:2] != y.shape[:2] or x.layout.block != y.layout.block:
+        raise ValueError(f"{y} has other channels than {x}, or other blocks")
+    tiles = (Depthwise(x, y, window, rows, columns, program) for rows, columns in _tiles(y, window, processor))
+    return min(tiles, key=lambda spec: _cycles(spec, processor))
+
+
+def _tiles(y: ImageType, window: Window, processor: Processor) -> Iterator[tuple[int, int]]:
+    _, _, height, width = y.shape
+    # Besides the sums: a row of weights, and the pixel that is being added.
+    room = max(1, processor.registers - min(window.kernel[1], HELD) - 1)
+    for rows, columns in itertools.product(range(1, min(height, 4) + 1), range(1, min(width, room) + 1)):
+        if rows * columns <= room:
+            yield rows, columns
+
+
+def _cycles(spec: Depthwise, processor: Processor) -> float:
+    (_, _, height, width), (kernel_h, kernel_w) = spec.y.shape, spec.window.kernel
+    multiplications = kernel_h * kernel_w * spec.rows * spec.columns
+    loads = kernel_h * (kernel_w + spec.rows * len(_needed(spec)))
+    # The tiles are independent, so a processor that looks ahead fills some of the time that sums wait for each other.
+    waiting = kernel_h * kernel_w * LATENCY * 0.75
+    cycles = max(multiplications / processor.fma_per_cycle, loads / processor.loads_per_cycle, waiting)
+    return (cycles + 0.05 * loads) * -(-height // spec.rows) * -(-width // spec.columns)
+
+
+def _needed(spec: Depthwise) -> list[int]:
+    """Columns of the input that a tile reads, from its first column's window on."""
+    stride, dilation = spec.window.stride[1], spec.window.dilation[1]
+    return sorted({c * stride + k * dilation for c in range(spec.columns) for k in range(spec.window.kernel[1])})
+
+
+def pack(weights: npt.NDArray[np.float32], spec: Depthwise) -> npt.NDArray[np.float32]:
+    """C, 1, KH, KW to C/b, KH, KW, b; missing channels are zeros."""
+    channels, _, height, width = weights.shape
+    blocks, lanes = spec.y.blocks, spec.y.layout.block
+    padded = np.zeros((blocks * lanes, height, width), weights.dtype)
+    padded[:channels] = weights[:, 0]
+    return np.ascontiguousarray(padded.reshape(blocks, lanes, height, width).transpose(0, 2, 3, 1))
+
+
+def depthwise(spec: Depthwise, name: str) -> Any:
+    """Arguments: x, packed weights, the program's operands, y."""
+    batch, _, height, width = spec.y.shape
+    blocks, lanes = spec.y.blocks, spec.y.layout.block
+    window, rows, columns = spec.window, spec.rows, spec.columns
+    (kernel_h, kernel_w), (stride_h, stride_w), (dilation_h, dilation_w) = window.kernel, window.stride, window.dilation
+    top, left, _, _ = window.padding
+    row_tiles, column_tiles = -(-height // rows), -(-width // columns)
+    taken = rows_per_job(row_tiles, batch * blocks)
+    strips = row_tiles // taken
+    touched = size_bytes(spec.x) + size_bytes(spec.y)
+
+    def register(r: int, c: int) -> Expr:
+        return ramp((r * columns + c) * lanes, lanes)
+
+    def body() -> None:
+        x = Image.argument("x", spec.x)
+        weights = argument("weights", (blocks, kernel_h, kernel_w, lanes))
+        program = Bound(spec.program)
+        y = Image.argument("y", spec.y)
+
+        with jobs(batch * blocks * strips, touched) as job:
+            n, block, strip = job // (blocks * strips), job // strips % blocks, job % strips
+            sums = T.alloc_buffer((rows * columns * lanes,), "float32", scope="local")
+
+            def tile(row: Expr, column: Expr) -> None:
+                for r, c in itertools.product(range(rows), range(columns)):
+                    T.buffer_store(sums, splat(0.0, lanes), [register(r, c)])
+                with T.serial(0, kernel_h) as ky:
+                    for first in range(0, kernel_w, HELD):
+                        part = range(first, min(first + HELD, kernel_w))
+                        held = {kx: T.bind(weights[block, ky, kx, ramp(0, lanes)]) for kx in part}
+                        for r in range(rows):
+                            add_row(r, held, (row + r) * stride_h + ky * dilation_h - top, column * stride_w - left)
+                for r, c in itertools.product(range(rows), range(columns)):
+                    where = (n, block, row + r, column + c)
+                    y.put(*where, program(sums[register(r, c)], lanes, *where))
+
+            def add_row(r: int, held: dict[int, Expr], at: Expr, origin: Expr) -> None:
+                takers_of: dict[int, list[tuple[int, int]]] = {}
+                for c, kx in itertools.product(range(columns), held):
+                    takers_of.setdefault(kx * dilation_w + c * stride_w, []).append((c, kx))
+                for position, takers in sorted(takers_of.items()):
+                    pixel = T.bind(x.vector(n, block, at, origin + position))
+                    for c, kx in takers:
+                        T.buffer_store(sums, sums[register(r, c)] + pixel * held[kx], [register(r, c)])
+
+            with T.serial(0, taken) as row_tile:
+                # The last tile of a row or column is moved back so that it ends with the picture.
+                row = tirx.min((strip * taken + row_tile) * rows, height - rows)
+                with T.serial(0, column_tiles) as column_tile:
+                    tile(row, tirx.min(column_tile * columns, width - columns))
+                y.clear_border(n, block, row, rows)
+
+    return kernel(name, body)
