@@ -388,6 +388,7 @@ ARMV7 = (
         cores=2,
         fused=False,
         mattr=("+neon", "+vfp3"),
+        marks=("part 0xc09",),
     ),
     Processor(
         "generic",
