@@ -89,6 +89,17 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644, replace: bool = 
     sync_directory(path.parent)
 
 
+def read_bounded(path: Path, most: int) -> bytes:
+    """A file's contents. Raises FleetError (``too-large``) for one of more than ``most`` bytes, having read no more."""
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise FleetError(
+            f"{path.name} is larger than {most} bytes", code="too-large", hint="it is not what it should be"
+        )
+    return data
+
+
 def hash_file(path: Path) -> str:
     """SHA-256 of a file, in hex."""
     digest = hashlib.sha256()

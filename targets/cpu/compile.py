@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from targets.base import BuiltFile, ModelError, TensorSpec
+from targets.cpu.layers import LayerTable
 from targets.cpu.machine import Machine, Processor
 
 LIBRARY = "model.so"
@@ -25,23 +27,31 @@ def tvm_target(machine: Machine, processor: Processor) -> Any:
     return tvm.target.Target(target)
 
 
-def compile_module(module: Any, machine: Machine, processor: Processor) -> tuple[Any, list[tuple[str, Any]]]:
-    """The ``tvm.runtime.Executable`` of a simplified module, and the weights that ``main`` takes after its inputs.
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """What was made of a module."""
 
-    TVM's passes raise many types for what they cannot compile.
-    """
+    #: A ``tvm.runtime.Executable``.
+    executable: Any
+    #: Names and ``tvm.runtime.Tensor``s of what ``main`` takes after its inputs.
+    weights: list[tuple[str, Any]]
+    layers: LayerTable
+
+
+def compile_module(module: Any, machine: Machine, processor: Processor) -> Compiled:
+    """Compile a simplified module. TVM's passes raise many types for what they cannot compile."""
     import tvm
 
     from targets.cpu import passes
-    from targets.cpu.conv import pack_convolutions
+    from targets.cpu.optimise import optimise
     from targets.cpu.schedule import schedule
 
     target = tvm_target(machine, processor)
     with target:
-        module = pack_convolutions(processor)(module)
+        module, layers = optimise(module, processor)
         module, weights = passes.lift_weights(module)
         pipeline = passes.lower(schedule(processor))
-        return tvm.compile(module, target=target, relax_pipeline=pipeline), weights
+        return Compiled(tvm.compile(module, target=target, relax_pipeline=pipeline), weights, layers)
 
 
 def link(executable: Any, machine: Machine, workdir: Path) -> BuiltFile:

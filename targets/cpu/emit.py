@@ -1,7 +1,8 @@
-"""From a graph with layouts back to Relax: calls of kernels, conversions where layouts meet, and what was left alone."""
+"""From a graph with layouts back to Relax: calls of kernels, conversions where layouts meet, and the rest as it was."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -12,16 +13,19 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from targets.cpu.graph import Array, Graph, Layer, Opaque, Value
 from targets.cpu.kernels.convert import Convert, convert
+from targets.cpu.kernels.peak import Peak, peak
 from targets.cpu.kernels.program import OperandType, Program
+from targets.cpu.layers import PEAK, LayerRow, LayerTable
 from targets.cpu.layout import PLAIN, ImageType, Layout
 from targets.cpu.layouts import Layouts, wanted
 from targets.cpu.lower import Call, lower
 from targets.cpu.processors import Processor
 
 
-def emit(module: Any, graph: Graph, layouts: Layouts, processor: Processor) -> Any:
-    """The module with a ``main`` that computes the graph by kernels for ``processor``."""
-    return _Emitter(module, graph, layouts, processor).run()
+def emit(module: Any, graph: Graph, layouts: Layouts, processor: Processor) -> tuple[Any, LayerTable]:
+    """The module with a ``main`` that computes the graph by kernels for ``processor``, and what they are."""
+    emitter = _Emitter(module, graph, layouts, processor)
+    return emitter.run(), LayerTable(layers=emitter.rows, peak_flops=emitter.peak.flops)
 
 
 class _Emitter:
@@ -36,9 +40,13 @@ class _Emitter:
         self._at: dict[Value, dict[Layout, Any]] = {value: {PLAIN: value.var} for value in graph.parameters}
         self._kernels: dict[Hashable, Any] = {}
         self._names: dict[str, int] = {}
+        self.rows: list[LayerRow] = []
+        self.peak = Peak(processor.lanes, processor.registers - 4)
 
     def run(self) -> Any:
+        """The module."""
         main, builder = self._main, self._builder
+        builder.add_func(peak(self.peak, PEAK), PEAK)
         dataflow = all(isinstance(block, relax.DataflowBlock) for block in main.body.blocks)
         with builder.function("main", list(main.params), attrs=dict(main.attrs or {}), pure=bool(main.is_pure)):
             if dataflow:
@@ -95,9 +103,10 @@ class _Emitter:
         program = Program(tuple(layer.steps), tuple(types))
         call = lower(layer, [image for _, image in inputs], output, program, self._processor)
         arguments = [*(var for var, _ in inputs), *map(relax.const, call.constants), *operands]
-        self._at[layer.output] = {output.layout: self._call(call, arguments, output, layer.output.rank)}
+        operators = [_operator(binding.value) for binding in layer.bindings]
+        self._at[layer.output] = {output.layout: self._call(call, arguments, output, layer.output.rank, operators)}
 
-    def _call(self, call: Call, arguments: Sequence[Any], output: ImageType, rank: int) -> Any:
+    def _call(self, call: Call, arguments: Sequence[Any], output: ImageType, rank: int, operators: list[str]) -> Any:
         spec = (call.build, call.spec)
         if spec not in self._kernels:
             number = self._names[call.name] = self._names.get(call.name, 0) + 1
@@ -105,6 +114,17 @@ class _Emitter:
             self._kernels[spec] = self._builder.add_func(call.build(call.spec, name), name)
         dimensions = output.physical[:rank] if output.layout == PLAIN else output.physical
         of_type = relax.TensorType(dimensions, output.dtype)
+        moved = sum(_bytes(argument.ty) for argument in arguments) + _bytes(of_type)
+        self.rows.append(
+            LayerRow(
+                kernel=str(self._kernels[spec].name_hint),
+                operators=operators,
+                output=list(output.shape[:rank]),
+                flops=call.flops,
+                bytes=moved,
+                choice=call.choice,
+            )
+        )
         return self._builder.emit(relax.call_tir(self._kernels[spec], relax.Tuple(list(arguments)), of_type))
 
     # --- Layouts --------------------------------------------------------------------------------
@@ -136,9 +156,17 @@ class _Emitter:
             rank = value.rank if layout == PLAIN else 4
             if have.layout == PLAIN and value.rank == 2:
                 source = self._builder.emit(relax.op.reshape(source, shape))
-            var = self._call(Call("convert", convert, Convert(have, target)), [source], target, rank)
+            var = self._call(Call("convert", convert, Convert(have, target)), [source], target, rank, ["layout"])
         held[layout] = var
         return var, target
+
+
+def _operator(expr: Any) -> str:
+    return getattr(getattr(expr, "op", None), "name", type(expr).__name__).removeprefix("relax.")
+
+
+def _bytes(ty: Any) -> int:
+    return math.prod(int(size) for size in ty.shape) * np.dtype(str(ty.dtype)).itemsize
 
 
 def _whole(values: Array, image: ImageType) -> Array:

@@ -15,21 +15,48 @@ import numpy as np
 import numpy.typing as npt
 
 from targets.cpu.kernels.direct import Window
-from targets.cpu.kernels.program import Step
+from targets.cpu.kernels.program import Operand, Result, Step
 from targets.cpu.layout import Shape
 
 Array = npt.NDArray[np.float32]
 
 
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Numbers that a quantised value can have: ``scale`` times the whole numbers from ``low`` to ``high``."""
+
+    scale: float
+    low: int
+    high: int
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """What brings any number onto the grid; the last two make whole numbers, and of these numbers again."""
+        return (
+            Step("divide", (Operand(0), self.scale)),
+            Step("maximum", (Result(1), float(self.low))),
+            Step("minimum", (Result(2), float(self.high))),
+            Step("round", (Result(3),)),
+            Step("multiply", (Result(4), self.scale)),
+        )
+
+
 @dataclass(eq=False, slots=True)
 class Value:
-    """What a Relax variable holds. ``shape`` is N, C, H, W; nothing for what is no picture."""
+    """What a Relax variable holds. ``shape`` is N, C, H, W; nothing for what is no picture.
+
+    Integers hold what their variable does in steps of ``grid.scale``, counted from ``zero_point``.
+    """
 
     var: Any
     shape: Shape | None
     #: Dimensions as Relax has them: four, or two for a matrix.
     rank: int = 4
     producer: Layer | Opaque | None = None
+    #: That of a quantised value.
+    grid: Grid | None = None
+    dtype: str = "float32"
+    zero_point: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +110,7 @@ class Pointwise:
 
 Work = Convolution | Matrix | Pooling | GlobalAverage | Concatenation | Resizing | Pointwise
 #: Layers whose kernels apply a program to what they store.
-WITH_PROGRAM = (Convolution, Matrix, Pooling, Pointwise)
+WITH_PROGRAM = (Convolution, Matrix, Pooling, GlobalAverage, Pointwise)
 
 
 @dataclass(eq=False, slots=True)

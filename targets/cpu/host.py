@@ -10,6 +10,7 @@ from pathlib import Path
 
 from targets.base import BuildOutput, FleetError, Option, Requirements, SourceModel, check_options
 from targets.cpu.compile import LIBRARY, cannot_compile, compile_module, link, write_weights
+from targets.cpu.layers import write_layers
 from targets.cpu.machine import Machine, Processor
 
 OPTIONS = {"mcpu": str, "board": str, "cores": int, "batch": int}
@@ -52,17 +53,18 @@ class CPUHost:
             progress("simplify", 0.2)
             module = passes.simplify()(module)
             progress("compile", 0.4)
-            executable, weights = compile_module(module, self.machine, processor)
+            compiled = compile_module(module, self.machine, processor)
         except Exception as error:
             # TVM's passes raise many types; all of them are about this model.
             raise cannot_compile(model.name, self.machine, error) from error
         progress("link", 0.9)
-        files = (link(executable, self.machine, workdir), *write_weights(weights, workdir))
+        weights = write_weights(compiled.weights, workdir)
+        library, layers = link(compiled.executable, self.machine, workdir), write_layers(compiled.layers, workdir)
         progress("built", 1.0)
         return BuildOutput(
             entry=LIBRARY,
-            files=files,
-            parameters=tuple(file.name for file in files[1:]),
+            files=(library, *weights, layers),
+            parameters=tuple(file.name for file in weights),
             inputs=inputs,
             outputs=outputs,
             requirements=Requirements(

@@ -11,6 +11,7 @@ from targets.cpu.graph import (
     Matrix,
     Opaque,
     Pooling,
+    Resizing,
     Value,
 )
 from targets.cpu.kernels.direct import Window
@@ -41,6 +42,8 @@ def has_kernel(layer: Layer, blocked: set[Value], lanes: int) -> bool:
         return False
     if isinstance(work, Concatenation):
         return all(value.shape is not None and value.shape[1] % lanes == 0 for value in layer.inputs[:-1])
+    if isinstance(work, Resizing):
+        return work.method in ("nearest_neighbor", "linear")
     if isinstance(work, Pooling):
         padded = any(work.window.padding) or any(border(work.window, *_shapes(layer))[2:])
         return work.window.dilation == (1, 1) or not padded or work.kind == "average"
@@ -70,8 +73,10 @@ def wanted(layer: Layer, value: Value, blocked: set[Value], lanes: int) -> Layou
     block = 1 if isinstance(work, Convolution) and value not in blocked and value.shape[1] < lanes else lanes
     if value not in layer.inputs:
         return Layout(lanes)
-    reads_border = isinstance(work, Convolution) or (isinstance(work, Pooling) and work.kind == "average")
-    return Layout(block, *border(work.window, *_shapes(layer))) if reads_border else Layout(block)
+    # A maximum reads pixels of the picture alone.
+    if isinstance(work, Convolution) or (isinstance(work, Pooling) and work.kind == "average"):
+        return Layout(block, *border(work.window, *_shapes(layer)))
+    return Layout(block)
 
 
 class Layouts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,10 @@ class Call:
     build: Callable[[Any, str], Any]
     spec: Hashable
     constants: tuple[npt.NDArray[Any], ...] = ()
+    #: Floating-point operations of its products.
+    flops: int = 0
+    #: How it does it, for a person.
+    choice: str = ""
 
 
 def lower(layer: Layer, inputs: Sequence[ImageType], output: ImageType, program: Program, processor: Processor) -> Call:
@@ -48,32 +53,37 @@ def lower(layer: Layer, inputs: Sequence[ImageType], output: ImageType, program:
             spec = pool.Pool(x, output, work.kind, work.window, work.count_include_pad, program)  # type: ignore[arg-type]
             return Call(f"{work.kind}_pool2d", pool.pool, spec)
         case GlobalAverage():
-            return Call("global_average", pool.global_average, pool.GlobalAverage(x, output))
+            return Call("global_average", pool.global_average, pool.GlobalAverage(x, output, program))
         case Pointwise():
             return Call("pointwise", pointwise.pointwise, pointwise.Pointwise(x, output, program))
         case Concatenation():
             return Call("concat", concat.concat, concat.Concat(tuple(inputs), output))
         case Resizing():
-            return Call(
-                "resize2d", resize.resize, resize.Resize(x, output, work.method, work.coordinates, work.rounding)
-            )
+            resized = resize.Resize(x, output, work.method, work.coordinates, work.rounding)
+            return Call("resize2d", resize.resize, resized, resize.tables(resized))
 
 
 def _matrix(work: Matrix, x: ImageType, program: Program, processor: Processor) -> Call:
     rows, inputs = x.shape[:2]
     outputs = len(work.weights)
-    tile, lanes = dense.plan(rows, inputs, outputs, processor)
-    spec = dense.Dense(rows, inputs, outputs, tile, lanes, program, choose.by_lane(processor))
-    return Call("dense", dense.dense, spec, (dense.pack(work.weights, spec, transposed=True),))
+    by_lane = choose.by_lane(processor)
+    sizes = {"lanes": processor.lanes, "registers": processor.registers, "l2_bytes": processor.l2_bytes}
+    tile, lanes = dense.plan(rows, inputs, outputs, **sizes, by_lane=by_lane)
+    spec = dense.Dense(rows, inputs, outputs, tile, lanes, program, by_lane)
+    packed = dense.pack(work.weights, spec, transposed=True)
+    return Call("dense", dense.dense, spec, (packed,), 2 * rows * inputs * outputs, f"matrix product, {spec.tile}")
 
 
 def _convolution(work: Convolution, x: ImageType, y: ImageType, program: Program, processor: Processor) -> Call:
     a, b = x.layout.block, y.layout.block
+    flops = 2 * math.prod(work.weights.shape[1:]) * math.prod(y.shape)
     if work.groups == x.shape[1] == y.shape[1] > 1 and a == b:
-        spec = depthwise.plan(x, y, work.window, program, processor)
-        return Call("depthwise_conv2d", depthwise.depthwise, spec, (depthwise.pack(work.weights, spec),))
+        depths = depthwise.plan(x, y, work.window, program, processor)
+        packed = depthwise.pack(work.weights, depths)
+        return Call("depthwise_conv2d", depthwise.depthwise, depths, (packed,), flops, "depthwise")
     weights, groups = widen(work.weights, work.groups, a, b)
     by_lane = choose.by_lane(processor) and a > 1
     tile = choose.tile(y.blocks // groups, *y.shape[2:], y.shape[0] * groups, processor, by_lane=by_lane)
     spec = direct.DirectConv(x, y, work.window, tile, program, groups, by_lane)
-    return Call("conv2d", direct.direct_conv, spec, (direct.pack(weights, spec),))
+    choice = f"direct, {tile.blocks} blocks of {b} channels × {tile.rows} × {tile.columns} in registers"
+    return Call("conv2d", direct.direct_conv, spec, (direct.pack(weights, spec),), flops, choice)

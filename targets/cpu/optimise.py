@@ -6,13 +6,14 @@ from typing import Any
 
 from targets.cpu.emit import emit
 from targets.cpu.fuse import fuse
+from targets.cpu.layers import LayerTable
 from targets.cpu.layouts import Layouts
 from targets.cpu.processors import Processor
 from targets.cpu.read import read
 
 
-def optimise(module: Any, processor: Processor) -> Any:
-    """``module`` with kernels for ``processor`` in its ``main``; what has none stays as it is."""
+def optimise(module: Any, processor: Processor) -> tuple[Any, LayerTable]:
+    """``module`` with kernels for ``processor`` in its ``main``, and what they are; what has none stays as it is."""
     graph = read(module["main"])
     fuse(graph)
     return emit(module, graph, Layouts(graph, processor.lanes), processor)

@@ -38,14 +38,14 @@ class FloatPart:
         from targets.vta.host_module import CALIBRATE, calibration_module
 
         here = MACHINES[machine()]
-        executable, weights = compile_module(calibration_module(partitioned), here, here.processor("host"))
+        compiled = compile_module(calibration_module(partitioned), here, here.processor("host"))
         self._regions = partitioned.regions
         self._region: Region | None = None
         self._failure: Exception | None = None
         # A virtual machine looks functions up when it is made, so another FloatPart may take the name after this one.
         tvm_ffi.register_global_func(CALIBRATE, self._call, override=True)
-        self._vm = relax.VirtualMachine(executable, cpu(0))
-        self._weights = [value for _, value in weights]
+        self._vm = relax.VirtualMachine(compiled.executable, cpu(0))
+        self._weights = [value for _, value in compiled.weights]
 
     def run(self, inputs: Sequence[Array], region: Region) -> list[Array]:
         """The network's outputs. Raises what ``region`` raises."""

@@ -191,8 +191,8 @@ def _library(
 
     try:
         module = deployment_module(partitioned, qgraphs, chosen.config)
-        executable, weights = compile_module(module, chosen.machine, chosen.processor)
+        compiled = compile_module(module, chosen.machine, chosen.processor)
     except Exception as error:
         # TVM's passes raise many types; all of them are about this model.
         raise cannot_compile(name, chosen.machine, error) from error
-    return [link(executable, chosen.machine, workdir), *write_weights(weights, workdir)]
+    return [link(compiled.executable, chosen.machine, workdir), *write_weights(compiled.weights, workdir)]

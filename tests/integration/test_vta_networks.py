@@ -104,11 +104,11 @@ def test_the_classifier_runs_with_the_runtime_library_alone(everything: bool, ho
     assert np.abs(expected - scores).max() < 0.1 * np.abs(scores).max()  # type: ignore[operator]
 
     here = MACHINES[machine()]
-    executable, weights = compile_module(deployment_module(made, [qgraph], DEFAULT), here, here.processor("host"))
+    compiled = compile_module(deployment_module(made, [qgraph], DEFAULT), here, here.processor("host"))
     (tmp_path / "built").mkdir()
-    link(executable, here, tmp_path / "built")
+    link(compiled.executable, here, tmp_path / "built")
     (tmp_path / "built" / "model.so").rename(tmp_path / "model.so")
-    np.savez(tmp_path / "weights.npz", **{name: value.numpy() for name, value in weights})
+    np.savez(tmp_path / "weights.npz", **{name: value.numpy() for name, value in compiled.weights})
     lower(qgraph, DEFAULT).save(tmp_path / "program-0.vta")
     np.save(tmp_path / "input.npy", image)
     script = Path(__file__).with_name("run_vta_library.py")

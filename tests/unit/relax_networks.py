@@ -74,12 +74,12 @@ class Network:
 def compiled(module: Any) -> Callable[[Sequence[Floats]], list[Floats]]:
     """What a module computes, compiled for this machine as a build does it."""
     here = MACHINES[machine()]
-    executable, weights = compile_module(module, here, here.processor("host"))
-    virtual_machine = relax.VirtualMachine(executable, tvm.cpu(0))
+    made = compile_module(module, here, here.processor("host"))
+    virtual_machine = relax.VirtualMachine(made.executable, tvm.cpu(0))
 
     def run(inputs: Sequence[Floats]) -> list[Floats]:
         given = [tvm.runtime.tensor(array) for array in inputs]
-        result = virtual_machine["main"](*given, *(value for _, value in weights))
+        result = virtual_machine["main"](*given, *(value for _, value in made.weights))
         return [each.numpy() for each in ([result] if hasattr(result, "numpy") else result)]
 
     return run

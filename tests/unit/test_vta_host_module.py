@@ -161,5 +161,5 @@ def test_both_modules_compile_for_every_machine(machine: str) -> None:
     graphs = quantised(made, net.samples(), DEFAULT)
     target = MACHINES[machine]
     for module in (calibration_module(made), deployment_module(made, graphs, DEFAULT)):
-        executable, weights = compile_module(module, target, target.processor(""))
-        assert executable.mod is not None and len(weights) == 6  # what the accelerator has is not among them
+        compiled = compile_module(module, target, target.processor(""))
+        assert compiled.executable.mod is not None and len(compiled.weights) == 6  # what the accelerator has is not among them
