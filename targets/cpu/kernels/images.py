@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,11 @@ def kernel(name: str, body: Callable[[], None]) -> Any:
 def argument(name: str, shape: tuple[int, ...], dtype: str = "float32") -> Any:
     """A buffer that the caller passes."""
     return T.arg(name, T.buffer(shape, dtype))
+
+
+def flat(name: str, shape: tuple[int, ...], dtype: str = "float32") -> Any:
+    """A buffer that the caller passes, as the numbers that lie one after the other in it."""
+    return T.decl_buffer((math.prod(shape),), dtype, data=argument(name, shape, dtype).data)
 
 
 def ramp(start: Expr, lanes: int) -> Expr:
