@@ -35,9 +35,10 @@ def argument(name: str, shape: tuple[int, ...], dtype: str = "float32") -> Any:
     return T.arg(name, T.buffer(shape, dtype))
 
 
-def flat(name: str, shape: tuple[int, ...], dtype: str = "float32") -> Any:
-    """A buffer that the caller passes, as the numbers that lie one after the other in it."""
-    return T.decl_buffer((math.prod(shape),), dtype, data=argument(name, shape, dtype).data)
+def flat(*buffers: Any) -> list[Any]:
+    """Each buffer as the numbers that lie one after the other in it. All arguments must have been declared before."""
+    sizes = [math.prod(int(size) for size in buffer.shape) for buffer in buffers]
+    return [T.decl_buffer((size,), b.dtype, data=b.data) for size, b in zip(sizes, buffers, strict=True)]
 
 
 def ramp(start: Expr, lanes: int) -> Expr:
