@@ -54,8 +54,8 @@ def plan(x: ImageType, y: ImageType, window: Window, program: Program, processor
 
 def _tiles(y: ImageType, window: Window, processor: Processor) -> Iterator[tuple[int, int]]:
     _, _, height, width = y.shape
-    # Besides the sums: a row of weights, and the pixel that is being added.
-    room = max(1, processor.registers - min(window.kernel[1], HELD) - 1)
+    # Besides the sums: a row of weights, the pixel that is being added, and a number of the program's.
+    room = max(1, processor.registers - min(window.kernel[1], HELD) - 2)
     for rows, columns in itertools.product(range(1, min(height, 4) + 1), range(1, min(width, room) + 1)):
         if rows * columns <= room:
             yield rows, columns
@@ -65,9 +65,11 @@ def _cycles(spec: Depthwise, processor: Processor) -> float:
     (_, _, height, width), (kernel_h, kernel_w) = spec.y.shape, spec.window.kernel
     multiplications = kernel_h * kernel_w * spec.rows * spec.columns
     loads = kernel_h * (kernel_w + spec.rows * len(_needed(spec)))
-    # The tiles are independent, so a processor that looks ahead fills some of the time that sums wait for each other.
+    # The tiles are independent, so a processor that looks ahead fills some of the time that sums wait for each other;
+    # and it is the small tiles that it sees far enough beyond. Seven or eight sums were best with 4, 8 and 16 lanes.
     waiting = kernel_h * kernel_w * LATENCY * 0.75
     cycles = max(multiplications / processor.fma_per_cycle, loads / processor.loads_per_cycle, waiting)
+    cycles *= 1 + 0.01 * max(0, spec.rows * spec.columns - LATENCY * 2)
     return (cycles + 0.05 * loads) * -(-height // spec.rows) * -(-width // spec.columns)
 
 
@@ -87,8 +89,10 @@ def pack(weights: npt.NDArray[np.float32], spec: Depthwise) -> npt.NDArray[np.fl
 
 
 def depthwise(spec: Depthwise, name: str) -> Any:
-    """Arguments: x, packed weights, the program's operands, y."""
+    """Arguments: x, packed weights, the program's operands, y. Raises ValueError for a tile larger than the picture."""
     batch, _, height, width = spec.y.shape
+    if spec.rows > height or spec.columns > width:
+        raise ValueError(f"a tile of {spec.rows} x {spec.columns} does not fit {spec.y}")
     blocks, lanes = spec.y.blocks, spec.y.layout.block
     window, rows, columns = spec.window, spec.rows, spec.columns
     (kernel_h, kernel_w), (stride_h, stride_w), (dilation_h, dilation_w) = window.kernel, window.stride, window.dilation

@@ -6,12 +6,15 @@ when they are applied on the way out.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from tvm import tirx
+from tvm.tirx.script.builder import ir as T
 
+from targets.cpu.kernels import functions
 from targets.cpu.kernels.images import Image, argument, ramp, rounded, splat
 from targets.cpu.layout import ImageType
 
@@ -59,37 +62,84 @@ class Program:
 NOTHING = Program()
 
 
-def _binary(function: Callable[[Expr, Expr], Expr]) -> Callable[[Sequence[Expr], int], Expr]:
+Operator = Callable[[Sequence[Expr], int], Expr]
+
+
+def _unary(function: Callable[[Expr, int], Expr]) -> Operator:
+    return lambda args, lanes: function(args[0], lanes)
+
+
+def _binary(function: Callable[[Expr, Expr], Expr]) -> Operator:
     return lambda args, _lanes: function(args[0], args[1])
+
+
+def _extreme(function: Callable[[Expr, Expr], Expr]) -> Operator:
+    """A NaN of the first argument passes, or of the second if the first is a number: as frameworks have it for one
+    argument. Of two that vary the second one's NaN is lost, which costs nothing."""
+    return lambda args, _lanes: function(args[1], args[0]) if _number(args[0]) is not None else function(*args)
+
+
+def _power(args: Sequence[Expr], lanes: int) -> Expr:
+    value, exponent = args[0], _number(args[1])
+    if exponent not in POWERS:
+        raise ValueError(f"a power is one of {', '.join(map(str, POWERS))}")
+    if exponent == 2.0:
+        value = T.bind(value)
+        return value * value
+    return functions.sqrt(value, lanes) if exponent == 0.5 else functions.rsqrt(value, lanes)
+
+
+def _number(value: Expr) -> float | None:
+    """What a constant holds in every lane."""
+    value = value.value if isinstance(value, tirx.Broadcast) else value
+    return float(value.value) if isinstance(value, tirx.FloatImm) else None
 
 
 def _round(args: Sequence[Expr], lanes: int) -> Expr:
     return tirx.Cast("float32" if lanes == 1 else f"float32x{lanes}", rounded(args[0], lanes))
 
 
+#: Exponents that ``power`` knows; they are numbers of the program.
+POWERS = (2.0, 0.5, -0.5)
+
 #: Name of each operator with how it is written for vectors of so many lanes.
-OPERATORS: dict[str, Callable[[Sequence[Expr], int], Expr]] = {
+OPERATORS: dict[str, Operator] = {
     "add": _binary(lambda a, b: a + b),
     "subtract": _binary(lambda a, b: a - b),
     "multiply": _binary(lambda a, b: a * b),
     "divide": _binary(lambda a, b: a / b),
-    "maximum": _binary(tirx.max),
-    "minimum": _binary(tirx.min),
+    "maximum": _extreme(functions.largest),
+    "minimum": _extreme(functions.smallest),
+    "power": _power,
     "round": _round,
+    "negative": _unary(functions.negative),
+    "absolute": _unary(functions.absolute),
+    "exp": _unary(functions.exp),
+    "sigmoid": _unary(functions.sigmoid),
+    "tanh": _unary(functions.tanh),
+    "erf": _unary(functions.erf),
+    "sqrt": _unary(functions.sqrt),
+    "rsqrt": _unary(functions.rsqrt),
 }
 
 
 def evaluate(program: Program, value: Expr, lanes: int, operand: Callable[[int], Expr]) -> Expr:
     """What is stored for ``value``, a vector of ``lanes``; ``operand`` loads that of an index for the same place."""
-    results = [value]
+    uses = Counter(arg.index for step in program.steps for arg in step.args if isinstance(arg, Result))
+    results: list[Expr] = []
+
+    def keep(result: Expr) -> None:
+        # What is read twice is computed once.
+        results.append(T.bind(result) if uses[len(results)] > 1 else result)
 
     def read(arg: Result | Operand | float) -> Expr:
         if isinstance(arg, Result):
             return results[arg.index]
         return operand(arg.index) if isinstance(arg, Operand) else splat(float(arg), lanes)
 
+    keep(value)
     for step in program.steps:
-        results.append(OPERATORS[step.op]([read(arg) for arg in step.args], lanes))
+        keep(OPERATORS[step.op]([read(arg) for arg in step.args], lanes))
     return results[-1]
 
 
