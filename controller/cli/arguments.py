@@ -24,9 +24,11 @@ Model = Annotated[
 Slot = Annotated[str, typer.Option("--slot", metavar="NAME", help="Slot of the device to use.")]
 Weights = Annotated[str, typer.Option("--weights", metavar="W", help="pretrained, a file, or random:SEED.")]
 BuildOption = Annotated[
-    list[str] | None, typer.Option("--option", metavar="K=V", help="Build option (repeatable), such as batch=4.")
+    list[str] | None, typer.Option("--option", metavar="K=V", help="Build option (repeatable), such as board=rpi4.")
 ]
-Threads = Annotated[int, typer.Option("--threads", min=0, help="Threads on the device; 0 for the inventory's.")]
+Threads = Annotated[
+    int, typer.Option("--threads", min=0, help="Threads on the device; 0 for the inventory's, or one a core.")
+]
 Jobs = Annotated[int, typer.Option("--jobs", min=0, help="Build processes; 0 for one a core.")]
 Scheduler = Annotated[str, typer.Option("--scheduler", metavar="tcp://HOST:PORT", help="Dask scheduler to build on.")]
 Wait = Annotated[float, typer.Option("--wait", min=0, metavar="S", help="Wait so long for a device someone holds.")]

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from build_fixtures import home_with_tools, model
 from onnx import helper
-from test_build import assert_right, good, ran, zig
+from test_build import TWO, assert_right, good, ran, zig
 
 from controller import sources
 from controller.build import BuildRequest, build
@@ -65,7 +65,7 @@ def mixed(path: Path) -> Path:
 def test_every_nest_is_computed_right(mcpu: str, home: Home, tmp_path: Path) -> None:
     source = sources.resolve(str(mixed(tmp_path / "mixed.onnx")), home=home)
     (built,) = build([BuildRequest(source, "x86", {"mcpu": mcpu})], home=home)
-    found = ran(good(built), tmp_path, threads=2)
+    found = ran(good(built), tmp_path, threads=TWO)
     if "lacks" in str(found["unmet"]):
         pytest.fail(f"this machine cannot check {mcpu}: {found['unmet']}")
     assert_right(found)

@@ -188,3 +188,23 @@ def test_what_shapes_the_code_is_part_of_the_builds_key() -> None:
     assert key(board="jetson-xavier") == ("carmel", "8") and key() == ("generic", "4")
     # The host's own: what this process may use.
     assert int(find("x86").host().toolchain({"mcpu": "host"})["cores"]) >= 1
+
+
+def size(count: int) -> str:
+    return f"{count >> 20} MiB" if count % (1 << 20) == 0 else f"{count >> 10} KiB"
+
+
+def test_the_documentation_has_the_same_tables() -> None:
+    page = (Path(__file__).parents[2] / "docs/targets/cpu.md").read_text()
+    for target in ("x86", "arm64", "armv7"):
+        on = find(target).machine  # type: ignore[attr-defined]
+        rows = [line for line in page.splitlines() if line.startswith(f"| `{target}` |")]
+        for p in on.processors.values():
+            ports = f"{p.fma_per_cycle:g} | {p.loads_per_cycle:g} | {size(p.l1_bytes)} | {size(p.l2_bytes)}"
+            rest = f"{'yes' if p.fused else 'no'} | {p.int8 or '–'} | {p.cores}"
+            row = f"| `{target}` | `{p.name}` | {p.lanes} × {p.registers} | {ports} | {rest} |"
+            assert row in rows
+        for board in on.boards.values():
+            cells = [row for row in rows if f"`{board.name}`" in row]
+            assert len(cells) == 1 and f"| `{board.processor}` | {board.cores} |" in cells[0]
+        assert len(rows) == len(on.processors) + len({(b.processor, b.cores, b.l2_bytes) for b in on.boards.values()})
