@@ -10,16 +10,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPTS = ("start.py", "push.py", "bench_harness.py", "vta_simulator.py", "vta.py")
+BENCHMARKS = ("start", "push", "bench_harness", "cpu", "vta_simulator", "vta")
 
 
 def main() -> int:
-    folder = Path(__file__).parent
+    root = Path(__file__).resolve().parents[1]
     failed = []
-    for script in SCRIPTS:
-        print(f"\n== benchmarks/{script}", flush=True)
-        if subprocess.run([sys.executable, str(folder / script)]).returncode:
-            failed.append(script)
+    for name in BENCHMARKS:
+        print(f"\n== benchmarks/{name}.py", flush=True)
+        if subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], cwd=root).returncode:
+            failed.append(name)
     if failed:
         print(f"\nfailed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0

@@ -9,10 +9,13 @@ from rich.table import Table
 
 from benchmarks.cpu_models import WANTED_BUILD, WANTED_ERROR, WANTED_MEMORY
 
+#: What the widest table takes.
+WIDTH = 150
+
 
 def show(document: dict[str, Any], console: Console | None = None) -> None:
     """Print the benchmark's document. A figure that misses what is wanted is followed by ``>`` and what that is."""
-    console = console or Console()
+    console = console or wide_console()
     machine = document["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     title = f"{machine['processor']}, {machine['threads']} of {machine['cores']} processors; {versions}"
@@ -23,6 +26,12 @@ def show(document: dict[str, Any], console: Console | None = None) -> None:
             console.print(f"{row['model']}, batch {row['batch']}, {row['dtype']}: {note}", markup=False, soft_wrap=True)
     if document["arm"]:
         console.print(arms(document["arm"]))
+
+
+def wide_console() -> Console:
+    """For tables that are worth nothing cut: a narrow terminal wraps them, a file gets them whole."""
+    console = Console()
+    return console if console.width >= WIDTH else Console(width=WIDTH)
 
 
 def hosts(rows: list[dict[str, Any]], title: str) -> Table:

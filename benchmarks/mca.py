@@ -90,7 +90,7 @@ def innermost_loops(assembly: str) -> list[list[str]]:
     """The bodies of all loops that hold no other loop: from a label to a later branch back to it."""
     lines: list[str] = []
     labels: dict[str, int] = {}
-    spans: list[tuple[int, int]] = []
+    ends: dict[int, int] = {}
     for line in assembly.splitlines():
         # Labels share a line with an instruction where a disassembler wrote it.
         text = line.partition("//")[0].partition("@ ")[0].partition("\t@")[0].strip()
@@ -102,13 +102,13 @@ def innermost_loops(assembly: str) -> list[list[str]]:
             continue
         lines.append(text)
         if _BRANCH.fullmatch(found[1]) and (target := (found[2] or "").split(",")[-1].strip()) in labels:
-            spans.append((labels[target], len(lines)))
-    inner = [
-        span
-        for span in spans
-        if not any(other != span and span[0] <= other[0] and other[1] <= span[1] for other in spans)
+            # Several branches to one label are one loop, to the last of them.
+            ends[labels[target]] = len(lines)
+    return [
+        lines[start:end]
+        for start, end in ends.items()
+        if not any(start < other and last <= end for other, last in ends.items())
     ]
-    return [lines[start:end] for start, end in dict.fromkeys(inner)]
 
 
 def count_fma(body: list[str]) -> int:
