@@ -27,6 +27,11 @@ class Tile:
     blocks: int
     rows: int
     columns: int
+    #: Blocks of input channels whose weights a thread uses for all tiles of a strip before it goes on; 0: all of them.
+    #: Weights then come from memory at an even pace, where they would come in a burst for the first tile.
+    depth: int = 0
+    #: Rows of tiles in a strip.
+    strip: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,52 +97,86 @@ def direct_conv(spec: DirectConv, name: str) -> Any:
         def register(g: int, pixel: int) -> Any:
             return ramp((g * len(pixels) + pixel) * b, b)
 
-        with T.parallel(0, groups * batch * row_tiles) as job:
-            group, n = job // (batch * row_tiles), job // row_tiles % batch
+        strips = -(-row_tiles // tile.strip)
+        sums_length = tile.blocks * len(pixels) * b
+        depth = tile.depth or full_blocks
+        with T.parallel(0, groups * batch * strips) as job:
+            group, n = job // (batch * strips), job // strips % batch
             first_block = group // per_group * input_blocks
-            # The last tile of a row or column is moved back so that it ends with the picture.
-            row = tirx.min(job % row_tiles * tile.rows, out_height - tile.rows)
-            sums = T.alloc_buffer((tile.blocks * len(pixels) * b,), "float32", scope="local")
-            with T.serial(0, column_tiles) as column_tile:
-                column = tirx.min(column_tile * tile.columns, out_width - tile.columns)
-                for g in range(tile.blocks):
-                    for pixel in range(len(pixels)):
-                        T.buffer_store(sums, splat(0.0, b), [register(g, pixel)])
+            first_row_tile = tirx.min(job % strips * tile.strip, row_tiles - tile.strip)
+            sums = T.alloc_buffer((sums_length,), "float32", scope="local")
+            registers = [register(g, pixel) for g in range(tile.blocks) for pixel in range(len(pixels))]
 
-                def multiply(block: Any, lanes: int) -> None:
-                    with T.serial(0, kernel_h) as ky, T.serial(0, kernel_w) as kx:
+            def corner(index: Any) -> tuple[Any, Any]:
+                """First row and column of a tile. The last of a row or column is moved back to end with the picture."""
+                row = tirx.min((first_row_tile + index // column_tiles) * tile.rows, out_height - tile.rows)
+                return row, tirx.min(index % column_tiles * tile.columns, out_width - tile.columns)
 
-                        def at(r: int, c: int) -> tuple[Any, Any]:
-                            return (
-                                (row + r) * stride_h + ky * dilation_h - top,
-                                (column + c) * stride_w + kx * dilation_w - left,
-                            )
+            def clear() -> None:
+                for index in registers:
+                    T.buffer_store(sums, splat(0.0, b), [index])
 
-                        def add(lane: Any, value: Any) -> None:
-                            for pixel, (r, c) in enumerate(pixels):
-                                for g in range(tile.blocks):
-                                    w = weights[group, block, ky, kx, lane, g, ramp(0, b)]
-                                    index = register(g, pixel)
-                                    T.buffer_store(sums, sums[index] + splat(value(r, c, lane), b) * w, [index])
+            def multiply(row: Any, column: Any, block: Any, lanes: int) -> None:
+                with T.serial(0, kernel_h) as ky, T.serial(0, kernel_w) as kx:
 
-                        if spec.by_lane and lanes == a > 1:
-                            vectors = {(r, c): x.vector(n, first_block + block, *at(r, c)) for r, c in pixels}
-                            for lane in range(a):
-                                add(lane, lambda r, c, lane: tirx.Shuffle([vectors[r, c]], [lane]))
-                        else:
-                            with T.serial(0, lanes) as lane:
-                                add(lane, lambda r, c, lane: x.scalar(n, first_block + block, *at(r, c), lane))
+                    def at(r: int, c: int) -> tuple[Any, Any]:
+                        return (
+                            (row + r) * stride_h + ky * dilation_h - top,
+                            (column + c) * stride_w + kx * dilation_w - left,
+                        )
 
-                if full_blocks:
-                    with T.serial(0, full_blocks) as block:
-                        multiply(block, a)
+                    def add(lane: Any, value: Any) -> None:
+                        for pixel, (r, c) in enumerate(pixels):
+                            for g in range(tile.blocks):
+                                w = weights[group, block, ky, kx, lane, g, ramp(0, b)]
+                                index = register(g, pixel)
+                                T.buffer_store(sums, sums[index] + splat(value(r, c, lane), b) * w, [index])
+
+                    if spec.by_lane and lanes == a > 1:
+                        vectors = {(r, c): x.vector(n, first_block + block, *at(r, c)) for r, c in pixels}
+                        for lane in range(a):
+                            add(lane, lambda r, c, lane: tirx.Shuffle([vectors[r, c]], [lane]))
+                    else:
+                        with T.serial(0, lanes) as lane:
+                            add(lane, lambda r, c, lane: x.scalar(n, first_block + block, *at(r, c), lane))
+
+            def finish(row: Any, column: Any) -> None:
                 if rest:
-                    multiply(full_blocks, rest)
+                    multiply(row, column, full_blocks, rest)
                 for g in range(tile.blocks):
                     for pixel, (r, c) in enumerate(pixels):
                         where = (n, group * tile.blocks + g, row + r, column + c)
                         y.put(*where, program(sums[register(g, pixel)], b, *where))
+
+            tiles = tile.strip * column_tiles
+            if full_blocks <= depth or tiles == 1:
+                with T.serial(0, tiles) as index:
+                    clear()
+                    if full_blocks:
+                        with T.serial(0, full_blocks) as block:
+                            multiply(*corner(index), block, a)
+                    finish(*corner(index))
+            else:
+                # Unfinished sums of a strip's tiles wait in the first-level cache.
+                waiting = T.alloc_buffer((tiles * sums_length,), "float32", scope="local")
+
+                def move(source: Any, source_start: Any, target: Any, target_start: Any) -> None:
+                    for at in range(0, sums_length, b):
+                        T.buffer_store(target, source[ramp(source_start + at, b)], [ramp(target_start + at, b)])
+
+                clear()
+                with T.serial(0, tiles) as index:
+                    move(sums, 0, waiting, index * sums_length)
+                with T.serial(0, full_blocks // depth) as part, T.serial(0, tiles) as index:
+                    move(waiting, index * sums_length, sums, 0)
+                    with T.serial(0, depth) as block:
+                        multiply(*corner(index), part * depth + block, a)
+                    move(sums, 0, waiting, index * sums_length)
+                with T.serial(0, tiles) as index:
+                    move(waiting, index * sums_length, sums, 0)
+                    finish(*corner(index))
             for g in range(tile.blocks):
-                y.clear_border(n, group * tile.blocks + g, row, tile.rows)
+                with T.serial(0, tile.strip) as index:
+                    y.clear_border(n, group * tile.blocks + g, corner(index * column_tiles)[0], tile.rows)
 
     return kernel(name, body)
