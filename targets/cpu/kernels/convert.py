@@ -6,9 +6,10 @@ written in whole vectors.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
@@ -18,29 +19,30 @@ from targets.cpu.layout import ImageType
 
 Expr = Any
 
-#: Pixels that a plain picture's rows are copied by; processors with narrower vectors take several for it.
-RUN = 16
+#: Bytes that a plain picture's rows are copied by; processors with narrower vectors take several for it.
+RUN = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Convert:
-    """``y`` is ``x`` in another layout; its border and its lanes beyond C get ``fill``."""
+    """``y`` is ``x`` in another layout; its border and its lanes beyond C get what stands for zero, or ``fill``."""
 
     x: ImageType
     y: ImageType
-    fill: int = 0
+    fill: int | None = None
 
 
 def convert(spec: Convert, name: str) -> Any:
     """Arguments: x, y. Raises ValueError when more than the layout differs, and between blocks of two widths."""
     (batch, channels, height, width), a, b = spec.x.shape, spec.x.layout.block, spec.y.layout.block
-    if spec.y.shape != spec.x.shape or spec.y.dtype != spec.x.dtype:
+    if replace(spec.y, layout=spec.x.layout) != spec.x:
         raise ValueError(f"{spec.x} and {spec.y} differ in more than their layout")
     if a != b and 1 not in (a, b):
         raise ValueError(f"a kernel has vectors of one width, not of {a} and of {b}")
     blocks = min(spec.x.blocks, spec.y.blocks)
     full, rest = divmod(channels, max(a, b))
-    pixels = min(width, RUN if a == b == 1 else max(a, b))
+    pixels = min(width, RUN // np.dtype(spec.x.dtype).itemsize if a == b == 1 else max(a, b))
+    fill = spec.y.zero_point if spec.fill is None else spec.fill
     touched = size_bytes(spec.x) + size_bytes(spec.y)
 
     def body() -> None:
@@ -65,7 +67,7 @@ def convert(spec: Convert, name: str) -> Any:
         def block_rows(column: Expr, lanes: int) -> None:
             """Pixels of a few channels to channels of a few pixels."""
             runs = [_widened(x.run(n, block * b + lane, row, column, pixels), pixels, b) for lane in range(lanes)]
-            runs += [splat(spec.fill, b, spec.x.dtype)] * (b - lanes)
+            runs += [splat(fill, b, spec.x.dtype)] * (b - lanes)
             for pixel, value in enumerate(transposed(runs)[:pixels]):
                 y.put(n, block, row, column + pixel, value)
 
@@ -88,10 +90,10 @@ def convert(spec: Convert, name: str) -> Any:
             else:
                 by_channels(block_rows if a == 1 else plain_rows)
             if b > 1 or a == 1:
-                y.clear_border(n, block, row, 1, spec.fill)
+                y.clear_border(n, block, row, 1, fill)
             else:
                 with T.serial(0, tirx.min(a, channels - block * a)) as lane:
-                    y.clear_border(n, block * a + lane, row, 1, spec.fill)
+                    y.clear_border(n, block * a + lane, row, 1, fill)
 
     return kernel(name, body)
 

@@ -1,7 +1,8 @@
 """Elementary functions of float32 vectors, written out: what a processor has no instruction for is a call a lane else.
 
 Largest errors: 2 units in the last place for ``exp`` and ``sigmoid`` (whose subnormal results may be 0), 6 for ``tanh``
-and ``erf``, which is 4e-7 of the value. Infinities give the limits, NaN gives NaN. The coefficients are least-maximum fits of the relative error, made in double precision.
+and ``erf``, which is 4e-7 of the value. Infinities give the limits, NaN gives NaN. The coefficients are least-maximum
+fits of the relative error, made in double precision.
 """
 
 from __future__ import annotations
