@@ -34,6 +34,7 @@ import psutil
 from benchmarks import cpu_models
 from benchmarks.cpu_engines import EngineError, Job, Worker, in_child
 from benchmarks.cpu_models import Case, Prepared
+from targets.cores import usable
 
 PEERS = ("onnxruntime", "torch", "torch_compile")
 ROUNDS, TURN_SECONDS = 7, 0.4
@@ -81,8 +82,8 @@ def _arguments() -> argparse.Namespace:
         parser.error(f"unknown: {', '.join(unknown)}")
     if asked.threads < 1 or asked.rounds < 1 or any(batch < 1 for batch in asked.batch):
         parser.error("threads, rounds and batches are 1 or more")
-    if asked.threads > len(os.sched_getaffinity(0)):
-        parser.error(f"{asked.threads} threads need as many processors; there are {len(os.sched_getaffinity(0))}")
+    if why := usable().lacking(asked.threads):
+        parser.error(why)
     return asked
 
 
@@ -240,7 +241,7 @@ def _jobs(case: Case, prepared: Prepared, asked: argparse.Namespace, folder: Pat
     """What each peer that can run this case is given."""
     paths = {"onnxruntime": prepared.onnx, "torch": prepared.torch, "torch_compile": prepared.torch}
     return {
-        peer: Job(peer, paths[peer], prepared.inputs, asked.threads, processors(asked.threads), str(folder))
+        peer: Job(peer, paths[peer], prepared.inputs, asked.threads, usable().processors[: asked.threads], str(folder))
         for peer in PEERS
         if peer in asked.peers and paths[peer]
     }
@@ -252,9 +253,11 @@ def _build(
     """Build as `fleet build --target x86` does, nothing cached; seconds it took."""
     from controller.build import BuildRequest, build
     from controller.home import Home
+    from targets.base import Option
 
     say("  fleet: build")
-    (built,) = build([BuildRequest(prepared.source, "x86", {"batch": case.batch})], home=Home.find(root), jobs=1)
+    options: dict[str, Option] = {"batch": case.batch, "cores": asked.threads}
+    (built,) = build([BuildRequest(prepared.source, "x86", options)], home=Home.find(root), jobs=1)
     if built.error is not None:
         raise EngineError(str(built.error))
     job = Job(
@@ -262,27 +265,11 @@ def _build(
         path=str(built.blobs.root),
         inputs=prepared.inputs,
         threads=asked.threads,
-        processors=processors(asked.threads),
+        processors=usable().processors[: asked.threads],
         folder=str(folder),
         manifest=built.manifest_bytes,
     )
     return job, built.seconds
-
-
-def processors(count: int) -> tuple[int, ...]:
-    """That many of the processors that this process may use, of different cores as far as there are."""
-    allowed = sorted(os.sched_getaffinity(0))
-
-    def sibling(number: int) -> int:
-        """How many threads of the same core come before this one."""
-        path = Path(f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list")
-        try:
-            text = path.read_text()
-        except OSError:
-            return 0
-        return sum(1 for part in text.replace("-", ",").split(",") if int(part) < number)
-
-    return tuple(sorted(sorted(allowed, key=lambda number: (sibling(number), number))[:count]))
 
 
 def machine(threads: int) -> dict[str, Any]:

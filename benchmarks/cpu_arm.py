@@ -57,7 +57,7 @@ def measure(show: bool) -> Iterator[dict[str, Any]]:
                     row |= {"fma": found.fma, "instructions": found.instructions, "cycles": found.cycles}
                     row |= {"flop_per_cycle": found.flop_per_cycle, "utilisation": found.share}
                 else:
-                    row["note"] = "no loop with a fused multiply-add"
+                    row |= {"utilisation": 0.0, "note": "no loop with a fused multiply-add"}
             except mca.NoAnalyser as error:
                 row["note"] = str(error)
             yield row
@@ -70,8 +70,8 @@ def assembly(kernel: str, machine: str, processor: str) -> str:
     from targets.cpu.machine import MACHINES
 
     target = MACHINES[machine]
-    executable, _ = compile_module(passes.simplify()(network(kernel)), target, target.processor(processor))
-    return "\n".join(_sources(executable.mod))
+    compiled = compile_module(passes.simplify()(network(kernel)), target, target.processor(processor))
+    return "\n".join(_sources(compiled.executable.mod))
 
 
 def network(kernel: str) -> Any:

@@ -67,15 +67,18 @@ class Fleet:
     def __init__(self, job: Job) -> None:
         from targets.base import find
         from targets.bundle import parse_manifest
-        from targets.cpu.device import import_runtime
+        from targets.cpu.pool import start_pool
 
         manifest = parse_manifest(job.manifest)
-        import_runtime(job.threads)
         self._inputs = make_inputs(job.inputs)
-        before = _reset_peak()
+        start_pool(job.threads)
+        before = _status("VmRSS")
         self._runner = find(manifest.target).device().load(_Bundle(manifest, Path(job.path)), job.threads)
+        # Puts the input where queries find it. What it hands back is no part of a run.
+        self._runner.infer(self._inputs)
+        resets = _reset_peak()
         self._runner.measure(2)
-        self._peak = None if before is None else _status("VmHWM") - before
+        self._peak = _status("VmHWM") - before if resets else None
         self._conditions = self._runner.conditions()
 
     def run(self, queries: int) -> list[float]:
@@ -306,14 +309,14 @@ def _words(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
 
 
-def _reset_peak() -> int | None:
-    """Bytes resident now, from where the highest is counted anew; None where the kernel does not allow that."""
+def _reset_peak() -> bool:
+    """Have the kernel count the highest resident set from now on; whether it does."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        print("the kernel does not reset the resident set's peak", file=sys.stderr)
-        return None
-    return _status("VmRSS")
+    except OSError as error:
+        print(f"the peak of the resident set cannot be reset: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def _status(key: str) -> int:

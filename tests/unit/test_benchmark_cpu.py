@@ -125,10 +125,6 @@ def test_what_a_child_raises_or_dies_of_is_an_error_here(tmp_path: Path) -> None
         in_child(exit, (3,), tmp_path / "log")
 
 
-def test_processors_are_as_many_as_asked_for() -> None:
-    assert len(cpu.processors(1)) == 1
-
-
 def shown(document: dict[str, Any]) -> str:
     from rich.console import Console
 
