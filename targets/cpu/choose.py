@@ -8,25 +8,48 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
-from targets.cpu.kernels.direct import Tile
+from targets.cpu.kernels.direct import Tile, Window
+from targets.cpu.layout import ImageType
 from targets.cpu.processors import Processor
 
 #: Cycles from the start of a multiply-add to its sum (Intel and AMD since 2015: 4; Cortex-A72: 7, A76: 4).
 LATENCY = 4
+#: How much of the first-level cache a strip's weights and its unfinished sums may take; the rest is for pixels.
+WEIGHTS_SHARE = 0.375
+SUMS_SHARE = 0.33
 #: Bytes a cycle from the second-level cache: what weights that do not fit the first level come with.
 L2_BYTES = 32
 
 
-def tile(blocks: int, rows: int, columns: int, times: int, processor: Processor, *, by_lane: bool = False) -> Tile:
-    """The tile of a direct convolution that takes the fewest cycles.
-
-    ``blocks`` × ``rows`` × ``columns`` is the result, of which there are ``times``: pictures, or groups of channels.
-    """
-    return min(
+def tile(
+    x: ImageType, y: ImageType, window: Window, groups: int, processor: Processor, *, by_lane: bool = False
+) -> Tile:
+    """The tile of a direct convolution that takes the fewest cycles."""
+    (batch, _, rows, columns), blocks = y.shape, y.blocks // groups
+    best = min(
         _tiles(blocks, rows, columns, processor, by_lane),
-        key=lambda t: _cycles(t, blocks, rows, columns, times, processor, by_lane),
+        key=lambda t: _cycles(t, blocks, rows, columns, batch * groups, processor, by_lane),
     )
+    return _in_strips(best, x, y, window, groups, processor)
+
+
+def _in_strips(t: Tile, x: ImageType, y: ImageType, window: Window, groups: int, processor: Processor) -> Tile:
+    """The tile, in strips when its weights do not stay in the first-level cache from one tile to the next."""
+    lanes, whole_blocks = y.layout.block, x.shape[1] // groups // x.layout.block
+    weights = 4 * t.blocks * lanes * x.layout.block * math.prod(window.kernel)
+    if weights * whole_blocks <= WEIGHTS_SHARE * processor.l1_bytes:
+        return t
+    row_tiles, column_tiles = math.ceil(y.shape[2] / t.rows), math.ceil(y.shape[3] / t.columns)
+    waiting = 4 * t.blocks * lanes * t.rows * t.columns * column_tiles
+    strip = min(row_tiles, max(1, int(SUMS_SHARE * processor.l1_bytes // waiting)))
+    strip = math.ceil(row_tiles / math.ceil(row_tiles / strip))
+    if strip * column_tiles == 1:
+        return t
+    fitting = max(1, int(WEIGHTS_SHARE * processor.l1_bytes // weights))
+    depth = max(d for d in range(1, fitting + 1) if whole_blocks % d == 0)
+    return replace(t, depth=depth, strip=strip)
 
 
 def _tiles(blocks: int, rows: int, columns: int, processor: Processor, by_lane: bool) -> Iterator[Tile]:

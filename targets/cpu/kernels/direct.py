@@ -16,6 +16,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from targets.cpu.kernels.images import Image, argument, kernel, ramp, splat
+from targets.cpu.kernels.lanes import ByLane, instructions, multiply_add, multiply_adds
 from targets.cpu.kernels.program import NOTHING, Bound, Program
 from targets.cpu.layout import ImageType
 
@@ -27,7 +28,8 @@ class Tile:
     blocks: int
     rows: int
     columns: int
-    #: Blocks of input channels whose weights a thread uses for all tiles of a strip before it goes on; 0: all of them.
+    #: Blocks of input channels whose weights a thread uses for all tiles of a strip before it goes on; it divides the
+    #: number of whole blocks, or is 0 for all of them.
     #: Weights then come from memory at an even pace, where they would come in a burst for the first tile.
     depth: int = 0
     #: Rows of tiles in a strip.
@@ -55,8 +57,8 @@ class DirectConv:
     program: Program = NOTHING
     #: Groups of channels that are convolved apart. Each is whole blocks of the input and whole tiles of the output.
     groups: int = 1
-    #: Processors that multiply by one lane of a register (ARM) load a block of a pixel's channels at once.
-    by_lane: bool = False
+    #: How a processor multiplies by one lane of a register: it then loads a block of a pixel's channels at once.
+    by_lane: ByLane = ""
 
 
 def pack(weights: npt.NDArray[np.float32], spec: DirectConv) -> npt.NDArray[np.float32]:
@@ -73,7 +75,7 @@ def pack(weights: npt.NDArray[np.float32], spec: DirectConv) -> npt.NDArray[np.f
 
 
 def direct_conv(spec: DirectConv, name: str) -> Any:
-    """Arguments: x, packed weights, the program's operands, y."""
+    """Arguments: x, packed weights, the program's operands, y. Raises ValueError for a tile that does not fit."""
     (batch, channels, _, _), (_, _, out_height, out_width) = spec.x.shape, spec.y.shape
     channels //= spec.groups
     (kernel_h, kernel_w), (stride_h, stride_w) = spec.window.kernel, spec.window.stride
@@ -85,6 +87,8 @@ def direct_conv(spec: DirectConv, name: str) -> Any:
     per_group = groups // spec.groups
     row_tiles, column_tiles = -(-out_height // tile.rows), -(-out_width // tile.columns)
     full_blocks, rest = divmod(channels, a)
+    if tile.depth and full_blocks % tile.depth:
+        raise ValueError(f"{tile} does not divide {full_blocks} blocks of input channels")
     input_blocks = -(-channels // a)
 
     def body() -> None:
@@ -100,11 +104,11 @@ def direct_conv(spec: DirectConv, name: str) -> Any:
         strips = -(-row_tiles // tile.strip)
         sums_length = tile.blocks * len(pixels) * b
         depth = tile.depth or full_blocks
-        with T.parallel(0, groups * batch * strips) as job:
+        with T.parallel(0, groups * batch * strips) as job, instructions(spec.by_lane):
             group, n = job // (batch * strips), job // strips % batch
             first_block = group // per_group * input_blocks
             first_row_tile = tirx.min(job % strips * tile.strip, row_tiles - tile.strip)
-            sums = T.alloc_buffer((sums_length,), "float32", scope="local")
+            sums = T.alloc_buffer((sums_length,))
             registers = [register(g, pixel) for g in range(tile.blocks) for pixel in range(len(pixels))]
 
             def corner(index: Any) -> tuple[Any, Any]:
@@ -125,20 +129,25 @@ def direct_conv(spec: DirectConv, name: str) -> Any:
                             (column + c) * stride_w + kx * dilation_w - left,
                         )
 
-                    def add(lane: Any, value: Any) -> None:
-                        for pixel, (r, c) in enumerate(pixels):
-                            for g in range(tile.blocks):
-                                w = weights[group, block, ky, kx, lane, g, ramp(0, b)]
-                                index = register(g, pixel)
-                                T.buffer_store(sums, sums[index] + splat(value(r, c, lane), b) * w, [index])
+                    def weight(lane: Any, g: int) -> Any:
+                        return weights[group, block, ky, kx, lane, g, ramp(0, b)]
+
+                    def vector(pixel: int) -> Any:
+                        return x.vector(n, first_block + block, *at(*pixels[pixel]))
 
                     if spec.by_lane and lanes == a > 1:
-                        vectors = {(r, c): x.vector(n, first_block + block, *at(r, c)) for r, c in pixels}
-                        for lane in range(a):
-                            add(lane, lambda r, c, lane: tirx.Shuffle([vectors[r, c]], [lane]))
+                        for _, g, pixel, add in multiply_adds(
+                            spec.by_lane, a, tile.blocks, len(pixels), weight, vector
+                        ):
+                            T.buffer_store(sums, add(sums[register(g, pixel)]), [register(g, pixel)])
                     else:
                         with T.serial(0, lanes) as lane:
-                            add(lane, lambda r, c, lane: x.scalar(n, first_block + block, *at(r, c), lane))
+                            for pixel, (r, c) in enumerate(pixels):
+                                value = x.scalar(n, first_block + block, *at(r, c), lane)
+                                for g in range(tile.blocks):
+                                    index = register(g, pixel)
+                                    total = multiply_add(spec.by_lane, sums[index], weight(lane, g), value, b)
+                                    T.buffer_store(sums, total, [index])
 
             def finish(row: Any, column: Any) -> None:
                 if rest:
