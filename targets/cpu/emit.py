@@ -91,7 +91,7 @@ class _Emitter:
         types: list[OperandType] = []
         shape = layer.output.shape
         assert shape is not None
-        output = ImageType(shape, self._layouts.home(layer.output))
+        output = layer.output.image(self._layouts.home(layer.output))
         for operand in layer.operands:
             if isinstance(operand, Value):
                 var, image = self._image(operand, Layout(self._layouts.lanes))
@@ -139,10 +139,10 @@ class _Emitter:
         held = self._at[value]
         for layout, var in held.items():
             if layout == want or (not exact and layout.covers(want)):
-                return var, ImageType(shape, layout)
+                return var, value.image(layout)
         layout = want if exact else self._layouts.shared(value, want)
-        have = ImageType(shape, next(iter(held)))
-        target = ImageType(shape, layout)
+        have = value.image(next(iter(held)))
+        target = value.image(layout)
         source = held[have.layout]
         if (
             shape[2:] == (1, 1)
@@ -153,10 +153,13 @@ class _Emitter:
             dimensions = shape[: value.rank] if layout == PLAIN else target.physical
             var = self._builder.emit(relax.op.reshape(source, dimensions))
         else:
-            rank = value.rank if layout == PLAIN else 4
             if have.layout == PLAIN and value.rank == 2:
                 source = self._builder.emit(relax.op.reshape(source, shape))
-            var = self._call(Call("convert", convert, Convert(have, target)), [source], target, rank, ["layout"])
+            var = self._call(
+                Call("convert", convert, Convert(have, target, value.zero_point)), [source], target, 4, ["layout"]
+            )
+            if layout == PLAIN and value.rank == 2:
+                var = self._builder.emit(relax.op.reshape(var, shape[:2]))
         held[layout] = var
         return var, target
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from targets.cpu.kernels.direct import Window
 from targets.cpu.kernels.program import Operand, Result, Step
-from targets.cpu.layout import Shape
+from targets.cpu.layout import ImageType, Layout, Shape
 
 Array = npt.NDArray[np.float32]
 
@@ -58,6 +58,11 @@ class Value:
     dtype: str = "float32"
     zero_point: int = 0
 
+    def image(self, layout: Layout) -> ImageType:
+        """A buffer that holds it."""
+        assert self.shape is not None
+        return ImageType(self.shape, layout, self.dtype, self.zero_point)
+
 
 @dataclass(frozen=True, slots=True)
 class Convolution:
@@ -66,6 +71,20 @@ class Convolution:
     weights: Array
     window: Window
     groups: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class IntegerConvolution:
+    """``weights``: O, I, KH, KW of 8 bits; ``bias``: O of 32 bits. The program begins with the sums' scales."""
+
+    weights: npt.NDArray[np.int8]
+    bias: npt.NDArray[np.int32]
+    window: Window
+
+
+@dataclass(frozen=True, slots=True)
+class Quantisation:
+    """Nothing but the layer's program, which gives integers, on a picture or a matrix that no kernel gave."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +127,17 @@ class Pointwise:
     """Nothing but the layer's program."""
 
 
-Work = Convolution | Matrix | Pooling | GlobalAverage | Concatenation | Resizing | Pointwise
+Work = (
+    Convolution
+    | Matrix
+    | Pooling
+    | GlobalAverage
+    | Concatenation
+    | Resizing
+    | Pointwise
+    | IntegerConvolution
+    | Quantisation
+)
 #: Layers whose kernels apply a program to what they store.
 WITH_PROGRAM = (Convolution, Matrix, Pooling, GlobalAverage, Pointwise)
 

@@ -7,10 +7,12 @@ from targets.cpu.graph import (
     Convolution,
     GlobalAverage,
     Graph,
+    IntegerConvolution,
     Layer,
     Matrix,
     Opaque,
     Pooling,
+    Quantisation,
     Resizing,
     Value,
 )
@@ -19,6 +21,8 @@ from targets.cpu.layout import PLAIN, Layout, Shape
 
 #: A border may make a buffer so much larger; a reader that wants more gets a copy of its own.
 GROWTH = 1.6
+#: Channels of a pixel that integer products take from one 32-bit word.
+WORD = 4
 
 
 def border(window: Window, x: Shape, y: Shape) -> tuple[int, int, int, int]:
@@ -34,7 +38,9 @@ def border(window: Window, x: Shape, y: Shape) -> tuple[int, int, int, int]:
 def has_kernel(layer: Layer, blocked: set[Value], lanes: int) -> bool:
     """Whether a kernel runs this layer, given which values are in blocks."""
     work = layer.work
-    if isinstance(work, Convolution | Matrix):
+    # Integers were chosen for kernels that there are.
+    integers = any(value.dtype != "float32" for value in (*layer.reads, layer.output))
+    if isinstance(work, Convolution | Matrix | Quantisation) or integers:
         return True
     if layer.output.rank != 4 and not isinstance(work, GlobalAverage):
         return False
@@ -73,10 +79,26 @@ def wanted(layer: Layer, value: Value, blocked: set[Value], lanes: int) -> Layou
     block = 1 if isinstance(work, Convolution) and value not in blocked and value.shape[1] < lanes else lanes
     if value not in layer.inputs:
         return Layout(lanes)
+    if isinstance(work, Quantisation) and _few(value):
+        return PLAIN
+    if isinstance(work, IntegerConvolution):
+        return Layout(width(value, lanes), *border(work.window, *_shapes(layer)))
     # A maximum reads pixels of the picture alone.
     if isinstance(work, Convolution) or (isinstance(work, Pooling) and work.kind == "average"):
         return Layout(block, *border(work.window, *_shapes(layer)))
     return Layout(block)
+
+
+def width(value: Value, lanes: int) -> int:
+    """Channels in a block of the value."""
+    producer = value.producer
+    quantised = isinstance(producer, Layer) and isinstance(producer.work, Quantisation)
+    return WORD if quantised and _few(value) else lanes
+
+
+def _few(value: Value) -> bool:
+    """Whether a picture's channels fit into one word of integers."""
+    return value.shape is not None and value.rank == 4 and value.shape[1] <= WORD <= value.shape[3]
 
 
 class Layouts:
@@ -93,7 +115,8 @@ class Layouts:
 
     def home(self, value: Value) -> Layout:
         """The layout in which a layer with a kernel gives its result."""
-        return self._shared.get((value, self.lanes), Layout(self.lanes)) if value in self.blocked else PLAIN
+        block = width(value, self.lanes)
+        return self._shared.get((value, block), Layout(block)) if value in self.blocked else PLAIN
 
     def shared(self, value: Value, want: Layout) -> Layout:
         """The layout to convert a value to where ``want`` is wanted."""

@@ -14,17 +14,20 @@ from targets.cpu.graph import (
     Concatenation,
     Convolution,
     GlobalAverage,
+    IntegerConvolution,
     Layer,
     Matrix,
     Pointwise,
     Pooling,
+    Quantisation,
     Resizing,
 )
 from targets.cpu.grouped import widen
-from targets.cpu.kernels import concat, dense, depthwise, direct, pointwise, pool, resize
+from targets.cpu.kernels import concat, dense, depthwise, direct, int8, pointwise, pool, quantise, resize
 from targets.cpu.kernels.program import Program
 from targets.cpu.layout import ImageType
 from targets.cpu.processors import Processor
+from targets.cpu.quantised import product
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +57,26 @@ def lower(layer: Layer, inputs: Sequence[ImageType], output: ImageType, program:
             return Call(f"{work.kind}_pool2d", pool.pool, spec)
         case GlobalAverage():
             return Call("global_average", pool.global_average, pool.GlobalAverage(x, output, program))
-        case Pointwise():
+        case IntegerConvolution():
+            return _integers(work, x, output, program, processor)
+        case Quantisation() if x.layout.block == 1:
+            return Call("quantize", quantise.quantise, quantise.Quantise(x, output, program))
+        case Pointwise() | Quantisation():
             return Call("pointwise", pointwise.pointwise, pointwise.Pointwise(x, output, program))
         case Concatenation():
             return Call("concat", concat.concat, concat.Concat(tuple(inputs), output))
         case Resizing():
             resized = resize.Resize(x, output, work.method, work.coordinates, work.rounding)
             return Call("resize2d", resize.resize, resized, resize.tables(resized))
+
+
+def _integers(work: IntegerConvolution, x: ImageType, y: ImageType, program: Program, processor: Processor) -> Call:
+    tile = choose.tile(x, y, work.window, 1, processor)
+    spec = int8.Int8Conv(x, y, work.window, tile, product(processor), program)
+    constants = (int8.pack(work.weights, spec), int8.fold_zero_point(work.weights, work.bias, x.zero_point, spec))
+    choice = f"{spec.product.name}, {tile.blocks} blocks of {y.layout.block} channels × {tile.rows} × {tile.columns}"
+    flops = 2 * math.prod(work.weights.shape[1:]) * math.prod(y.shape)
+    return Call("int8_conv2d", int8.int8_conv, spec, constants, flops, choice)
 
 
 def _matrix(work: Matrix, x: ImageType, program: Program, processor: Processor) -> Call:
@@ -83,7 +99,7 @@ def _convolution(work: Convolution, x: ImageType, y: ImageType, program: Program
         return Call("depthwise_conv2d", depthwise.depthwise, depths, (packed,), flops, "depthwise")
     weights, groups = widen(work.weights, work.groups, a, b)
     by_lane = choose.by_lane(processor) and a > 1
-    tile = choose.tile(y.blocks // groups, *y.shape[2:], y.shape[0] * groups, processor, by_lane=by_lane)
+    tile = choose.tile(x, y, work.window, groups, processor, by_lane=by_lane)
     spec = direct.DirectConv(x, y, work.window, tile, program, groups, by_lane)
     choice = f"direct, {tile.blocks} blocks of {b} channels × {tile.rows} × {tile.columns} in registers"
     return Call("conv2d", direct.direct_conv, spec, (direct.pack(weights, spec),), flops, choice)

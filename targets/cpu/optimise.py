@@ -9,6 +9,7 @@ from targets.cpu.fuse import fuse
 from targets.cpu.layers import LayerTable
 from targets.cpu.layouts import Layouts
 from targets.cpu.processors import Processor
+from targets.cpu.quantised import quantise
 from targets.cpu.read import read
 
 
@@ -16,4 +17,5 @@ def optimise(module: Any, processor: Processor) -> tuple[Any, LayerTable]:
     """``module`` with kernels for ``processor`` in its ``main``, and what they are; what has none stays as it is."""
     graph = read(module["main"])
     fuse(graph)
+    quantise(graph, processor)
     return emit(module, graph, Layouts(graph, processor.lanes), processor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from targets.cpu.graph import (
     Convolution,
     GlobalAverage,
     Graph,
+    Grid,
     Layer,
     Matrix,
     Opaque,
@@ -37,7 +39,9 @@ def read(function: Any) -> Graph:
         for binding in block.bindings:
             reader.take(binding)
     results = [reader.value(var) for var in variables(function.body.body)]
-    return Graph(parameters, reader.nodes, list(dict.fromkeys(results)))
+    read_by_somebody = {*results, *(value for node in reader.nodes for value in node.reads)}
+    nodes = [node for node in reader.nodes if node.output in read_by_somebody or not _is_quantize(node.bindings[0])]
+    return Graph(parameters, nodes, list(dict.fromkeys(results)))
 
 
 def variables(expr: Any) -> list[Any]:
@@ -305,6 +309,35 @@ def _gelu(reader: _Reader, binding: Any, output: Value) -> Layer | None:
     return _pointwise(reader, binding, output, steps, binding.value.args)
 
 
+def _is_quantize(binding: Any) -> bool:
+    return getattr(getattr(binding.value, "op", None), "name", "") == "relax.quantize"
+
+
+def _dequantize(reader: _Reader, binding: Any, output: Value) -> Layer | None:
+    """Quantised and back: rounded to whole steps of the scale, and clipped."""
+    var, *how = binding.value.args
+    before = reader.value(var).producer if isinstance(var, relax.Var) else None
+    if before is None or not _is_quantize(before.bindings[-1]):
+        return None
+    quantize = before.bindings[-1].value
+    numbers, others = [_scalar(each) for each in how], [_scalar(each) for each in quantize.args[1:]]
+    dtype = str(quantize.attrs.out_dtype)
+    if None in numbers or numbers != others or dtype not in ("int8", "uint8") or not numbers[0]:
+        return None
+    scale, zero_point = float(numbers[0]), int(numbers[1] or 0)
+    grid = Grid(scale, int(np.iinfo(dtype).min) - zero_point, int(np.iinfo(dtype).max) - zero_point)
+    layer = _pointwise(reader, binding, output, list(grid.steps), [quantize.args[0]])
+    if layer is not None:
+        layer.bindings = [before.bindings[-1], binding]
+        output.grid = grid
+    return layer
+
+
+def _scalar(expr: Any) -> float | int | None:
+    value = expr.value if isinstance(expr, tvm.ir.GenericConst) else None
+    return value.numpy().item() if isinstance(value, tvm.runtime.Tensor) and math.prod(value.shape) == 1 else None
+
+
 _RULES: dict[str, Callable[[_Reader, Any, Value], Layer | None]] = {
     "conv2d": _convolution,
     "matmul": _matrix,
@@ -313,6 +346,7 @@ _RULES: dict[str, Callable[[_Reader, Any, Value], Layer | None]] = {
     "adaptive_avg_pool2d": _adaptive,
     "mean": _mean,
     "concat": _concat,
+    "dequantize": _dequantize,
     "image.resize2d": _resize,
     "relu": _relu,
     "relu6": _relu6,
