@@ -68,6 +68,14 @@ def rounded(value: Expr, lanes: int, plus: int = 0) -> Expr:
     return bits - splat(_UNIT_BITS - plus, lanes, "int32")
 
 
+def registers(count: int, lanes: int, dtype: str = "float32") -> list[Any]:
+    """Buffers of one vector each, which LLVM keeps in registers as long as they are loaded and stored whole.
+
+    TVM puts what is smaller than 1 KiB on the stack if its scope is not ``local``; all else is a call of the runtime.
+    """
+    return [T.alloc_buffer((lanes,), dtype) for _ in range(count)]
+
+
 @dataclass(frozen=True, slots=True)
 class Image:
     """A buffer of pictures. Coordinates are the picture's own: (0, 0) is its first pixel, the border is around it."""
