@@ -10,7 +10,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
+
 from targets.cpu.kernels.direct import Tile, Window
+from targets.cpu.kernels.lanes import AHEAD, ByLane
 from targets.cpu.layout import ImageType
 from targets.cpu.processors import Processor
 
@@ -24,9 +27,10 @@ L2_BYTES = 32
 
 
 def tile(
-    x: ImageType, y: ImageType, window: Window, groups: int, processor: Processor, *, by_lane: bool = False
+    x: ImageType, y: ImageType, window: Window, groups: int, processor: Processor, *, by_lane: ByLane = ""
 ) -> Tile:
     """The tile of a direct convolution that takes the fewest cycles."""
+    by_lane = by_lane if x.layout.block > 1 else ""
     (batch, _, rows, columns), blocks = y.shape, y.blocks // groups
     best = min(
         _tiles(blocks, rows, columns, processor, by_lane),
@@ -38,7 +42,7 @@ def tile(
 def _in_strips(t: Tile, x: ImageType, y: ImageType, window: Window, groups: int, processor: Processor) -> Tile:
     """The tile, in strips when its weights do not stay in the first-level cache from one tile to the next."""
     lanes, whole_blocks = y.layout.block, x.shape[1] // groups // x.layout.block
-    weights = 4 * t.blocks * lanes * x.layout.block * math.prod(window.kernel)
+    weights = np.dtype(x.dtype).itemsize * t.blocks * lanes * x.layout.block * math.prod(window.kernel)
     if weights * whole_blocks <= WEIGHTS_SHARE * processor.l1_bytes:
         return t
     row_tiles, column_tiles = math.ceil(y.shape[2] / t.rows), math.ceil(y.shape[3] / t.columns)
@@ -52,20 +56,24 @@ def _in_strips(t: Tile, x: ImageType, y: ImageType, window: Window, groups: int,
     return replace(t, depth=depth, strip=strip)
 
 
-def _tiles(blocks: int, rows: int, columns: int, processor: Processor, by_lane: bool) -> Iterator[Tile]:
+def _tiles(blocks: int, rows: int, columns: int, processor: Processor, by_lane: ByLane) -> Iterator[Tile]:
     for g in (g for g in range(1, min(blocks, 16) + 1) if blocks % g == 0):
         for r, c in itertools.product(range(1, min(rows, 8) + 1), range(1, min(columns, 31) + 1)):
-            # Sums, the weights of one step, and a broadcast pixel (or all of them, where they are read by lane).
-            if g * r * c + g + (r * c if by_lane else 1) <= processor.registers:
+            # Sums, the weights of one step, and a broadcast pixel (or all of them, where they are read by lane). Where
+            # the order of instructions is written down, a block's weights come when they are needed.
+            weights = min(g, 1 + math.ceil(AHEAD / (r * c))) if by_lane == "vmla" else g
+            if g * r * c + weights + (r * c if by_lane else 1) <= processor.registers:
                 yield Tile(g, r, c)
 
 
-def by_lane(processor: Processor) -> bool:
-    """Whether a multiply-add takes one lane of a register for all: ARM's do, x86's take a number from memory."""
-    return {"asimd", "neon"} & set(processor.features) != set()
+def by_lane(processor: Processor) -> ByLane:
+    """How a multiply-add takes one lane of a register for all: ARM's do, x86's take a number from memory."""
+    if "asimd" in processor.features:
+        return "fmla"
+    return "vmla" if "neon" in processor.features else ""
 
 
-def _cycles(t: Tile, blocks: int, rows: int, columns: int, times: int, processor: Processor, by_lane: bool) -> float:
+def _cycles(t: Tile, blocks: int, rows: int, columns: int, times: int, processor: Processor, by_lane: ByLane) -> float:
     pixels = t.rows * t.columns
     sums = t.blocks * pixels
     loads = t.blocks + (pixels / processor.lanes if by_lane else pixels)

@@ -69,7 +69,7 @@ def specs(draw: st.DrawFn) -> Dense:
     # More parts than a plan would ever make are a long program only.
     tile = tile if inputs // tile.depth <= 4 else DenseTile(tile.rows, tile.blocks, tile.sums, tile.chunk, inputs)
     program = draw(st.sampled_from((NOTHING, with_everything(rows, outputs))))
-    return Dense(rows, inputs, outputs, tile, lanes, program, by_lane=draw(st.booleans()))
+    return Dense(rows, inputs, outputs, tile, lanes, program, by_lane=draw(st.sampled_from(["", "fmla"])))
 
 
 @settings(max_examples=40, deadline=None)
@@ -94,9 +94,9 @@ def test_planned_products(rows: int, inputs: int, outputs: int, lanes: int) -> N
     inputs=st.integers(1, 30_000),
     outputs=st.integers(1, 5000),
     processor=st.sampled_from(PROCESSORS),
-    by_lane=st.booleans(),
+    by_lane=st.sampled_from(["", "fmla", "vmla"]),
 )
-def test_plans_fit_the_processor(rows: int, inputs: int, outputs: int, processor: Any, by_lane: bool) -> None:
+def test_plans_fit_the_processor(rows: int, inputs: int, outputs: int, processor: Any, by_lane: Any) -> None:
     tile, lanes = plan(
         rows,
         inputs,

@@ -18,6 +18,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from targets.cpu.kernels.images import argument, kernel, ramp, splat
+from targets.cpu.kernels.lanes import ByLane, instructions, multiply_add, multiply_adds
 from targets.cpu.kernels.program import NOTHING, Program, evaluate
 
 #: Multiply-adds from which on waking other threads pays.
@@ -60,8 +61,8 @@ class Dense:
     lanes: int
     #: Operands of kind ``channel`` have the shape (outputs,), those of kind ``image`` (rows, outputs).
     program: Program = NOTHING
-    #: Processors that multiply by one lane of a register (ARM) load neighbouring inputs of a row at once.
-    by_lane: bool = False
+    #: How a processor multiplies by one lane of a register: it then loads neighbouring inputs of a row at once.
+    by_lane: ByLane = ""
 
     @property
     def blocks(self) -> int:
@@ -94,7 +95,7 @@ def pack(weights: npt.NDArray[np.float32], spec: Dense, transposed: bool = False
 
 
 def plan(
-    rows: int, inputs: int, outputs: int, *, lanes: int, registers: int, l2_bytes: int, by_lane: bool = False
+    rows: int, inputs: int, outputs: int, *, lanes: int, registers: int, l2_bytes: int, by_lane: ByLane = ""
 ) -> tuple[DenseTile, int]:
     """The tile for a product of this size, and its lanes.
 
@@ -176,28 +177,44 @@ def dense(spec: Dense, name: str) -> Any:
         def multiply(sums: Any, group: Any, row: Any, start: Any, stop: int) -> None:
             """Add what the inputs from ``start`` to ``start + stop`` give."""
 
-            def add(k: Any, part: int, value: Any) -> None:
-                for cell, (r, g) in enumerate(cells):
-                    index = register(cell, part)
-                    product = splat(value(r), lanes) * weights[group, k, g, ramp(0, lanes)]
-                    T.buffer_store(sums, sums[index] + product, [index])
+            def weight(k: Any, g: int) -> Any:
+                return weights[group, k, g, ramp(0, lanes)]
 
-            def steps(first: Any, count: int) -> None:
-                if spec.by_lane and count > 1:
-                    vectors = [x[row + r, ramp(first, count)] for r in range(tile.rows)]
-                    for lane in range(count):
-                        add(first + lane, lane % tile.sums, lambda r, lane=lane: tirx.Shuffle([vectors[r]], [lane]))
-                else:
-                    for lane in range(count):
-                        add(first + lane, lane % tile.sums, lambda r, lane=lane: x[row + r, first + lane])
+            def add_vectors(first: Any, part: int) -> None:
+                """What ``vector`` inputs from ``first`` on give; the first of them to the sums of ``part``."""
+                for lane, g, r, add in multiply_adds(
+                    spec.by_lane,
+                    vector,
+                    lanes,
+                    tile.blocks,
+                    tile.rows,
+                    lambda lane, g: weight(first + lane, g),
+                    lambda r: x[row + r, ramp(first, vector)],
+                ):
+                    index = register(r * tile.blocks + g, (part + lane) % tile.sums)
+                    T.buffer_store(sums, add(sums[index]), [index])
+
+            def add_numbers(first: Any, count: int) -> None:
+                for lane in range(count):
+                    for cell, (r, g) in enumerate(cells):
+                        index = register(cell, lane % tile.sums)
+                        value = x[row + r, first + lane]
+                        total = multiply_add(spec.by_lane, sums[index], weight(first + lane, g), value, lanes)
+                        T.buffer_store(sums, total, [index])
 
             count = max(tile.sums, lanes) if spec.by_lane else tile.sums
+            # As many as weights have lanes; a lone output still reads several inputs at once.
+            vector = lanes if lanes > 1 else count
             whole, rest = divmod(stop, count)
             if whole:
                 with T.serial(0, whole) as step:
-                    steps(start + step * count, count)
+                    if spec.by_lane and count > 1:
+                        for part in range(0, count, vector):
+                            add_vectors(start + step * count + part, part)
+                    else:
+                        add_numbers(start + step * count, count)
             for k in range(stop - rest, stop):
-                steps(start + k, 1)
+                add_numbers(start + k, 1)
 
         def clear(sums: Any) -> None:
             for cell in range(len(cells) * tile.sums):
@@ -209,9 +226,10 @@ def dense(spec: Dense, name: str) -> Any:
                 values = [a + b for a, b in zip(values[::2], values[1::2], strict=False)] + values[len(values) & ~1 :]
             return values[0]
 
-        with (T.parallel if work >= PARALLEL_FROM else T.serial)(0, chunks * spec.groups) as job:
+        loop = T.parallel if work >= PARALLEL_FROM else T.serial
+        with loop(0, chunks * spec.groups) as job, instructions(spec.by_lane):
             chunk, group = job // spec.groups, job % spec.groups
-            sums = T.alloc_buffer((len(cells) * tile.sums * lanes,), "float32", scope="local")
+            sums = T.alloc_buffer((len(cells) * tile.sums * lanes,))
             # The last chunk, and the last tile of rows, are moved back so that they end with the rows.
             first_tile = tirx.min(chunk * chunk_tiles, row_tiles - chunk_tiles)
 

@@ -137,7 +137,7 @@ def direct_conv(spec: DirectConv, name: str) -> Any:
 
                     if spec.by_lane and lanes == a > 1:
                         for _, g, pixel, add in multiply_adds(
-                            spec.by_lane, a, tile.blocks, len(pixels), weight, vector
+                            spec.by_lane, a, b, tile.blocks, len(pixels), weight, vector
                         ):
                             T.buffer_store(sums, add(sums[register(g, pixel)]), [register(g, pixel)])
                     else:
