@@ -104,11 +104,13 @@ def _fold(layer: Layer) -> None:
         return
     per_output = scale.reshape(-1, *[1] * (work.weights.ndim - 1))
     layer.work = replace(work, weights=(work.weights * per_output).astype(np.float32))
+    # A bias of zeros stays: which parameters there are depends on the network, never on its weights.
+    biased = any(step.op in ("add", "subtract") for step in layer.steps[:folded])
     rest, offset = layer.steps[folded:], -folded
-    if shift.any():
+    if biased:
         rest.insert(0, Step("add", (Result(folded), Operand(len(layer.operands)))))
-        layer.operands.append(shift.astype(np.float32))
-    _renumber(layer, rest, offset, bool(shift.any()))
+        layer.operands.append(np.broadcast_to(shift, channels).astype(np.float32))
+    _renumber(layer, rest, offset, biased)
 
 
 def _constant(layer: Layer, index: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]] | float | None:
