@@ -250,6 +250,51 @@ class Counting(Protocol):
         ...
 
 
+class OperatorTime(msgspec.Struct, kw_only=True, frozen=True):
+    """One call of a kernel within a query, and what is known of it."""
+
+    #: The function's name in the library.
+    kernel: str
+    #: What of the network it is.
+    operators: tuple[str, ...]
+    #: Shape of the result.
+    output: tuple[int, ...]
+    #: How the kernel does it: its algorithm and its tile; empty when nobody knows.
+    choice: str
+    #: Floating-point operations of its products; 0 for a kernel that has none, or of which nobody knows.
+    flops: int
+    #: Bytes of its arguments and its result.
+    bytes: int
+    #: Median over the queries.
+    seconds: float
+
+
+class OperatorProfile(msgspec.Struct, kw_only=True, frozen=True):
+    """Where the time of a query goes. All times are medians over ``queries``, in seconds."""
+
+    #: In the order of the calls.
+    operators: tuple[OperatorTime, ...]
+    #: A query that nobody watches, and one that is watched: what watching costs is the difference.
+    query_seconds: float
+    watched_seconds: float
+    #: The most floating-point operations a second, measured in between on the same threads; 0 when it was not.
+    peak_flops: float
+    threads: int
+    queries: int
+
+
+@runtime_checkable
+class Profiling(Protocol):
+    """A runner that can tell what each operator of a query takes."""
+
+    def profile(self, queries: int) -> OperatorProfile:
+        """Run so many queries on the inputs last given.
+
+        Raises :class:`FleetError` (``no-profile``) for a bundle that lacks what this needs.
+        """
+        ...
+
+
 class LoadedBundle(Protocol):
     """What a runner is given: the manifest and where each of its files lies on the device."""
 

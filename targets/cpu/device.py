@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from targets.base import BundleError, LoadedBundle, Requirements
+from targets.base import BundleError, FleetError, LoadedBundle, OperatorProfile, Requirements
+from targets.cpu.layers import LAYERS, PEAK, LayerTable, read_layers
 from targets.cpu.machine import cpu_features, machine
 from targets.cpu.pool import pinned_processors, start_pool
 
@@ -45,22 +47,25 @@ class CPUDevice:
 
 
 class CPURunner:
-    """A :class:`targets.base.Runner` on TVM's virtual machine; ``time_evaluator`` is TVM's own clock."""
+    """A :class:`targets.base.Runner` and :class:`targets.base.Profiling` on TVM's virtual machine.
+
+    ``time_evaluator`` is TVM's own clock.
+    """
 
     engine = "time_evaluator"
 
     def __init__(self, bundle: LoadedBundle) -> None:
         import tvm
-        from tvm.runtime.vm import VirtualMachine
 
         manifest = bundle.manifest
+        self._bundle = bundle
         self._inputs = manifest.inputs
         self._outputs = manifest.outputs
         self._cpu = tvm.cpu(0)
         self._empty = tvm.runtime.empty
         try:
-            library = load_library(bundle.path(manifest.entry))
-            self._vm = VirtualMachine(library, self._cpu)
+            self._library = load_library(bundle.path(manifest.entry))
+            self._vm = self._machine()
         except (RuntimeError, AttributeError, OSError, ValueError) as error:
             raise BundleError(f"the library cannot be loaded: {str(error).strip().splitlines()[0]}") from error
         files = {file.path: file for file in manifest.files}
@@ -91,6 +96,35 @@ class CPURunner:
         evaluator = self._vm.time_evaluator("invoke_stateful", self._cpu, number=1, repeat=queries)
         return np.asarray(evaluator("main").results, dtype=np.float64)
 
+    def profile(self, queries: int) -> OperatorProfile:
+        import tvm_ffi
+        from tvm.runtime import num_threads
+
+        from targets.cpu.profile import Watch, profile
+
+        manifest = self._bundle.manifest
+        if all(file.path != LAYERS for file in manifest.files):
+            raise FleetError(
+                f"target '{manifest.target}' has no profile of '{manifest.model.name}': its bundle has no {LAYERS}, "
+                "which says what its kernels are",
+                code="no-profile",
+                hint="`fleet bench` measures it as a whole",
+            )
+        table = read_layers(self._bundle.path(LAYERS))
+        # A virtual machine can be given an instrument and never be rid of it again.
+        watched, watch = self._machine(), Watch()
+        watched.set_input("main", *self._buffers, *self._weights)
+        watched.set_instrument(tvm_ffi.convert(watch))
+        return profile(
+            query=lambda: float(self.measure(1)[0]),
+            watched=lambda: watched.invoke_stateful("main"),
+            watch=watch,
+            peak=self._peak(table),
+            table=table,
+            threads=num_threads(),
+            queries=queries,
+        )
+
     def conditions(self) -> dict[str, str]:
         from tvm.runtime import num_threads
 
@@ -102,7 +136,30 @@ class CPURunner:
         }
 
     def close(self) -> None:
-        del self._vm, self._weights, self._buffers
+        del self._vm, self._weights, self._buffers, self._library
+
+    def _machine(self) -> Any:
+        from tvm.runtime.vm import VirtualMachine
+
+        return VirtualMachine(self._library, self._cpu)
+
+    def _peak(self, table: LayerTable) -> Callable[[], float]:
+        """What times one call of the library's `PEAK`, in seconds."""
+        import numpy as np
+
+        function = self._library.get_function(PEAK, query_imports=True)
+        if function is None:
+            raise BundleError(f"the library has no function '{PEAK}'")
+        x = self._empty((2, table.peak_lanes), "float32", self._cpu)
+        y = self._empty((table.peak_jobs, table.peak_lanes), "float32", self._cpu)
+        x.copyfrom(np.full((2, table.peak_lanes), 0.5, np.float32))
+
+        def once() -> float:
+            begin = time.perf_counter()
+            function(x, y)
+            return time.perf_counter() - begin
+
+        return once
 
     def _read(self, path: Path, spec: Any) -> Any:
         import numpy as np

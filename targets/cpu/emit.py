@@ -25,7 +25,8 @@ from targets.cpu.processors import Processor
 def emit(module: Any, graph: Graph, layouts: Layouts, processor: Processor) -> tuple[Any, LayerTable]:
     """The module with a ``main`` that computes the graph by kernels for ``processor``, and what they are."""
     emitter = _Emitter(module, graph, layouts, processor)
-    return emitter.run(), LayerTable(layers=emitter.rows, peak_flops=emitter.peak.flops)
+    module, most = emitter.run(), emitter.peak
+    return module, LayerTable(layers=emitter.rows, peak_flops=most.flops, peak_lanes=most.lanes, peak_jobs=most.jobs)
 
 
 class _Emitter:

@@ -38,6 +38,9 @@ class LayerTable(msgspec.Struct, kw_only=True, frozen=True):
     layers: list[LayerRow]
     #: Floating-point operations of one call of PEAK.
     peak_flops: int
+    #: Its arguments are float32: numbers between -1 and 1 in (2, peak_lanes), sums in (peak_jobs, peak_lanes).
+    peak_lanes: int
+    peak_jobs: int
 
 
 def write_layers(table: LayerTable, workdir: Path) -> BuiltFile:
