@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from targets.cpu.kernels.dense import Dense, DenseTile, dense, pack, plan
 from targets.cpu.kernels.program import NOTHING, Operand, OperandType, Program, Result, Step
 from targets.cpu.layout import ImageType
+from targets.cpu.machine import X86_MACHINE
 from targets.cpu.processors import ARM64, ARMV7, X86
 
 PROCESSORS = (*X86, *ARM64, *ARMV7)
+TARGET = {"kind": "llvm", "mcpu": X86_MACHINE.processor("host").mcpu}
 
 
 def with_everything(rows: int, outputs: int) -> Program:
@@ -46,7 +48,7 @@ def difference(spec: Dense, transposed: bool = False) -> float:
     packed = pack(np.ascontiguousarray(w.T) if transposed else w, spec, transposed)
     assert packed.shape == spec.packed
     y = tvm.runtime.tensor(np.full((spec.rows, spec.outputs), np.nan, "float32"))
-    library: Any = tvm.compile(tvm.IRModule({"main": dense(spec, "main")}), target={"kind": "llvm", "mcpu": "native"})
+    library: Any = tvm.compile(tvm.IRModule({"main": dense(spec, "main")}), target=TARGET)
     library["main"](*map(tvm.runtime.tensor, (x, packed, *operands)), y)
     expected = torch.from_numpy(x).double() @ torch.from_numpy(w).double()
     if operands:
