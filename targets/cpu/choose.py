@@ -10,8 +10,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-import numpy as np
-
 from targets.cpu.kernels.direct import Tile, Window
 from targets.cpu.kernels.lanes import AHEAD, ByLane
 from targets.cpu.layout import ImageType
@@ -42,7 +40,7 @@ def tile(
 def _in_strips(t: Tile, x: ImageType, y: ImageType, window: Window, groups: int, processor: Processor) -> Tile:
     """The tile, in strips when its weights do not stay in the first-level cache from one tile to the next."""
     lanes, whole_blocks = y.layout.block, x.shape[1] // groups // x.layout.block
-    weights = np.dtype(x.dtype).itemsize * t.blocks * lanes * x.layout.block * math.prod(window.kernel)
+    weights = 4 * t.blocks * lanes * x.layout.block * math.prod(window.kernel)
     if weights * whole_blocks <= WEIGHTS_SHARE * processor.l1_bytes:
         return t
     row_tiles, column_tiles = math.ceil(y.shape[2] / t.rows), math.ceil(y.shape[3] / t.columns)

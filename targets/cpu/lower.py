@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy.typing as npt
@@ -71,7 +71,7 @@ def lower(layer: Layer, inputs: Sequence[ImageType], output: ImageType, program:
 
 
 def _integers(work: IntegerConvolution, x: ImageType, y: ImageType, program: Program, processor: Processor) -> Call:
-    tile = choose.tile(x, y, work.window, 1, processor)
+    tile = replace(choose.tile(x, y, work.window, 1, processor), depth=0, strip=1)
     spec = int8.Int8Conv(x, y, work.window, tile, product(processor), program)
     constants = (int8.pack(work.weights, spec), int8.fold_zero_point(work.weights, work.bias, x.zero_point, spec))
     choice = f"{spec.product.name}, {tile.blocks} blocks of {y.layout.block} channels × {tile.rows} × {tile.columns}"
@@ -98,7 +98,7 @@ def _convolution(work: Convolution, x: ImageType, y: ImageType, program: Program
         packed = depthwise.pack(work.weights, depths)
         return Call("depthwise_conv2d", depthwise.depthwise, depths, (packed,), flops, "depthwise")
     weights, groups = widen(work.weights, work.groups, a, b)
-    by_lane = choose.by_lane(processor) and a > 1
+    by_lane = choose.by_lane(processor)
     tile = choose.tile(x, y, work.window, groups, processor, by_lane=by_lane)
     spec = direct.DirectConv(x, y, work.window, tile, program, groups, by_lane)
     choice = f"direct, {tile.blocks} blocks of {b} channels × {tile.rows} × {tile.columns} in registers"
