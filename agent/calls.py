@@ -9,7 +9,7 @@ import struct
 
 import msgspec
 
-from targets.base import TensorSpec
+from targets.base import OperatorProfile, TensorSpec
 
 LENGTH = struct.Struct("<I")
 
@@ -75,6 +75,16 @@ class Measured(Call, tag="measured", kw_only=True):
     seconds: bytes
 
 
+class Profile(Call, tag="profile", kw_only=True):
+    """Time the operators of so many queries on the first golden input."""
+
+    queries: int
+
+
+class Profiled(Call, tag="profiled", kw_only=True):
+    profile: OperatorProfile
+
+
 class AskConditions(Call, tag="conditions", kw_only=True):
     pass
 
@@ -94,8 +104,8 @@ class Failed(Call, tag="failed", kw_only=True):
     hint: str = ""
 
 
-AnyCall = Load | CheckGolden | RunOnce | Measure | AskConditions
-Answer = Loaded | GoldenChecked | RanOnce | Measured | Conditions | Failed
+AnyCall = Load | CheckGolden | RunOnce | Measure | Profile | AskConditions
+Answer = Loaded | GoldenChecked | RanOnce | Measured | Profiled | Conditions | Failed
 
 _encoder = msgspec.msgpack.Encoder()
 calls: msgspec.msgpack.Decoder[AnyCall] = msgspec.msgpack.Decoder(AnyCall)

@@ -9,7 +9,7 @@ from typing import Literal
 from agent import protocol as p
 from agent.store import SlotRecord
 
-RunKind = Literal["activation", "rollback", "bench"]
+RunKind = Literal["activation", "rollback", "bench", "profile"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Origin:
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """An activation, rollback or bench in progress."""
+    """An activation, rollback, bench or profile in progress."""
 
     number: int
     kind: RunKind
@@ -114,6 +114,15 @@ class BenchAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class ProfileAsked:
+    """``model`` is the name that the bundle's manifest gives; empty, as the bundle, for the slot's release."""
+
+    origin: Origin
+    request: p.Profile
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
 class CancelAsked:
     origin: Origin
     request: int
@@ -156,6 +165,12 @@ class BenchFinished:
 
 
 @dataclass(frozen=True, slots=True)
+class ProfileFinished:
+    run: Run
+    answer: p.Profiled
+
+
+@dataclass(frozen=True, slots=True)
 class RunBroken:
     """A run ended without a result: it was stopped, or something failed that is no verdict on the bundle."""
 
@@ -178,11 +193,13 @@ Event = (
     | ActivationAsked
     | RollbackAsked
     | BenchAsked
+    | ProfileAsked
     | CancelAsked
     | Proven
     | SlotsSaved
     | CheckFailed
     | BenchFinished
+    | ProfileFinished
     | RunBroken
     | Tick
 )

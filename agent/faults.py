@@ -72,12 +72,12 @@ class FaultyRunner:
     """A runner that computes through another one and has its faults."""
 
     def __init__(self, runner: Runner, faults: Faults) -> None:
-        self._runner = runner
+        self.runner = runner
         self._faults = faults
         self.engine = runner.engine
 
     def infer(self, inputs: Sequence[Array]) -> list[Array]:
-        outputs = self._runner.infer(inputs)
+        outputs = self.runner.infer(inputs)
         if "wrong-result" in self._faults:
             return [perturbed(output) for output in outputs]
         return outputs
@@ -85,11 +85,11 @@ class FaultyRunner:
     def measure(self, queries: int) -> npt.NDArray[np.float64]:
         factor = self._faults.value("slow")
         if not factor:
-            return self._runner.measure(queries)
+            return self.runner.measure(queries)
         taken = np.empty(queries)
         for i in range(queries):
             begin = time.perf_counter()
-            own = float(self._runner.measure(1)[0])
+            own = float(self.runner.measure(1)[0])
             # Spun, not slept: a sleep would be off by the timer's slack and let the clock frequency sink.
             until = begin + own * factor
             while time.perf_counter() < until:
@@ -98,13 +98,13 @@ class FaultyRunner:
         return taken
 
     def conditions(self) -> dict[str, str]:
-        return {**self._runner.conditions(), "faults": " ".join(self._faults.texts())}
+        return {**self.runner.conditions(), "faults": " ".join(self._faults.texts())}
 
     def counters(self) -> dict[str, int | float]:
-        return self._runner.counters() if isinstance(self._runner, Counting) else {}
+        return self.runner.counters() if isinstance(self.runner, Counting) else {}
 
     def close(self) -> None:
-        self._runner.close()
+        self.runner.close()
 
 
 def perturbed(output: Array) -> Array:

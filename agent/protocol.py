@@ -14,10 +14,11 @@ from typing import Literal
 
 import msgspec
 
-from targets.base import FleetError, TensorSpec
+from targets.base import FleetError, OperatorProfile, TensorSpec
 
 MAJOR = 1
-MINOR = 0
+#: 1: `Profile`.
+MINOR = 1
 
 DeviceState = Literal["idle", "leased", "activating", "benching"]
 DeployStatus = Literal["active", "unchanged", "rolled-back", "failed"]
@@ -318,8 +319,29 @@ class BenchDone(Message, tag="bench-done", kw_only=True):
     runs: list[str]
 
 
+class Profile(Message, tag="profile", kw_only=True):
+    """Time the operators of a release or a bundle, one by one. Sends `Stage`, ends in `Profiled`. Since 1.1."""
+
+    token: str
+    #: A bundle in the store; empty for the slot's release.
+    bundle: str = ""
+    slot: str = "default"
+    threads: int = 0
+    #: About how many seconds of queries are to be timed.
+    seconds: float = 2.0
+
+
+class Profiled(Message, tag="profiled", kw_only=True):
+    bundle: str
+    model: str
+    engine: str
+    profile: OperatorProfile
+    #: Share of the device's CPU that other processes took meanwhile.
+    other_load: float = 0.0
+
+
 class Cancel(Message, tag="cancel", kw_only=True):
-    """Stop the activation or bench that request ``request`` of this session started."""
+    """Stop the activation, bench or profile that request ``request`` of this session started."""
 
     request: int
 
@@ -359,7 +381,7 @@ class Event(Message):
 
 
 class Stage(Event, tag="stage", kw_only=True):
-    """An activation or bench has come to a stage: ``load``, ``golden``, ``latency``, ``warmup``, ``measure``."""
+    """A run has come to a stage: ``load``, ``golden``, ``latency``, ``warmup``, ``measure``, ``profile``."""
 
     stage: str
     detail: str = ""
@@ -414,6 +436,7 @@ Request = (
     | Infer
     | GetManifest
     | Bench
+    | Profile
     | Cancel
     | GetJournal
     | AckResults
@@ -433,6 +456,7 @@ Reply = (
     | Activated
     | Inferred
     | BenchDone
+    | Profiled
     | Logs
     | Stage
     | Samples

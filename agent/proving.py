@@ -92,24 +92,24 @@ async def _golden(worker: Worker, bundle: StoredBundle, enter: OnStage) -> float
 
 async def _latency(worker: Worker, budget_ms: float, golden_error: float, enter: OnStage) -> Proof:
     enter("latency", f"budget {budget_ms:g} ms")
-    await _measure(worker, _WARM_SECONDS, _WARM_QUERIES)
-    median = statistics.median(await _measure(worker, _MEASURE_SECONDS, _MEASURE_QUERIES)) * 1e3
+    await latencies(worker, _WARM_SECONDS, _WARM_QUERIES)
+    median = statistics.median(await latencies(worker, _MEASURE_SECONDS, _MEASURE_QUERIES)) * 1e3
     proof = Proof(golden_error, median)
     if not median <= budget_ms:
         raise CheckError(f"latency budget: the median is {median:.3f} ms, the budget is {budget_ms:g} ms", proof)
     return proof
 
 
-async def _measure(worker: Worker, seconds: float, queries: int) -> list[float]:
-    """At least so many seconds and queries; latencies in seconds."""
+async def latencies(worker: Worker, seconds: float, queries: int) -> list[float]:
+    """Of at least so many seconds and queries, in seconds. Raises :class:`FleetError` for what cannot be latencies."""
     taken: list[float] = []
     block = 1
     while len(taken) < queries or sum(taken) < seconds:
         answer = await worker.call(c.Measure(queries=block), c.Measured)
-        latencies = np.frombuffer(answer.seconds, np.float64)
-        if len(latencies) != block or not (np.isfinite(latencies).all() and (latencies > 0).all()):
+        found = np.frombuffer(answer.seconds, np.float64)
+        if len(found) != block or not (np.isfinite(found).all() and (found > 0).all()):
             raise FleetError("the runner gave latencies that are not positive numbers", code="bad-samples")
-        taken += latencies.tolist()
+        taken += found.tolist()
         # Few round trips for a fast model, and a slow one is not run more often than needed.
         block = max(1, min(2 * block, int((seconds - sum(taken)) / taken[-1]) + 1))
     return taken

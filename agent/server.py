@@ -19,7 +19,6 @@ from agent import events as e
 from agent import memory
 from agent import protocol as p
 from agent.admission import Admission
-from agent.benching import Bencher
 from agent.board import Board
 from agent.conductor import Conductor
 from agent.config import VERSION, Config
@@ -64,8 +63,7 @@ class Server:
         self._pool = WorkerPool(config)
         self._machine = Machine(store.slots(), new_token=lambda: secrets.token_urlsafe(18))
         self._service = Service(config, self._machine, store, journal, self._pool, self._board)
-        bencher = Bencher(config, self._pool, self._board)
-        self._conductor = Conductor(self._service, journal, self._pool, self._board, bencher)
+        self._conductor = Conductor(config, self._service, journal, self._pool, self._board)
         self.admission = Admission(config.home.authorized)
         self.router = Router(
             public=keys.curve_public,
@@ -229,6 +227,9 @@ class Server:
             elif isinstance(request, p.Bench):
                 bundles = [await self._service.bundle(bundle) for bundle in request.bundles[:3]]
                 self._handle(e.BenchAsked(origin, request, tuple(b.manifest.model.name for b in bundles)))
+            elif isinstance(request, p.Profile):
+                model = (await self._service.bundle(request.bundle)).manifest.model.name if request.bundle else ""
+                self._handle(e.ProfileAsked(origin, request, model))
             else:
                 message, answer = await self._service.answer(request, payload)
                 if isinstance(message, p.Status):

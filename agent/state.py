@@ -1,8 +1,9 @@
 """What a device is doing, without any I/O: events go in with the time, effects come out.
 
 Four things live here because each decides about the others: sessions (who is there), the lease (who may change or
-measure the device), the run (the one activation, rollback or bench in progress) and the slots (which bundle is active
-and which one can be gone back to). Slots change in one place only: after a run was proven *and* its slots were saved.
+measure the device), the run (the one activation, rollback, bench or profile in progress) and the slots (which bundle is
+active and which one can be gone back to). Slots change in one place only: after a run was proven *and* its slots were
+saved.
 
 A lease that expires while its run is in progress stays until the run has ended, so a measurement is never taken away
 half-way by a lost renewal; a run whose session has gone is stopped, which bounds that.
@@ -21,6 +22,7 @@ from targets.defaults import LEASE_TTL, OFFLINE_AFTER
 
 #: What a run that was stopped is answered with, besides the reason.
 CANCELLED = "cancelled"
+_DOING = {"activation": "activated", "rollback": "rolled back", "bench": "measured", "profile": "profiled"}
 #: Longest that anybody may queue for the lease, in seconds.
 MAX_WAIT = 3600.0
 
@@ -71,7 +73,8 @@ class Machine:
     @property
     def state(self) -> p.DeviceState:
         if self.run is not None:
-            return "benching" if self.run.kind == "bench" else "activating"
+            # Older controllers know no other word for a device that is measured.
+            return "benching" if self.run.kind in ("bench", "profile") else "activating"
         return "leased" if self._lease is not None else "idle"
 
     def lease_info(self, now: float) -> p.LeaseInfo | None:
@@ -110,9 +113,8 @@ class Machine:
     def check_free(self) -> None:
         """Raises :class:`FleetError` (``busy``) while a run is in progress that an inference would disturb."""
         if self.run is not None:
-            what = {"activation": "being activated", "rollback": "being rolled back", "bench": "being measured"}
             raise FleetError(
-                f"the device is busy: {', '.join(self.run.models)} is {what[self.run.kind]}",
+                f"the device is busy: {', '.join(self.run.models)} is being {_DOING[self.run.kind]}",
                 code="busy",
                 hint="try again when it has ended",
             )
@@ -148,6 +150,8 @@ class Machine:
                 effects += self._ask_rollback(event, now)
             elif isinstance(event, e.BenchAsked):
                 effects += self._ask_bench(event, now)
+            elif isinstance(event, e.ProfileAsked):
+                effects += self._ask_profile(event, now)
             elif isinstance(event, e.CancelAsked):
                 effects += self._cancel(event)
             elif isinstance(event, e.Proven):
@@ -160,6 +164,8 @@ class Machine:
                 effects += self._finish(
                     event.run, e.Reply(event.run.origin, p.BenchDone(runs=list(event.runs)), event.payload)
                 )
+            elif isinstance(event, e.ProfileFinished):
+                effects += self._finish(event.run, e.Reply(event.run.origin, event.answer))
             elif isinstance(event, e.RunBroken):
                 effects += self._broken(event)
         except FleetError as error:
@@ -221,7 +227,7 @@ class Machine:
         self,
         kind: e.RunKind,
         origin: e.Origin,
-        request: p.Activate | p.Rollback | p.Bench,
+        request: p.Activate | p.Rollback | p.Bench | p.Profile,
         bundles: tuple[str, ...],
         models: tuple[str, ...],
     ) -> list[e.Effect]:
@@ -254,15 +260,28 @@ class Machine:
         self.check_free()
         bundles, models = tuple(event.request.bundles), event.models
         if not bundles:
-            slot = self.slots.get(event.request.slot)
-            if slot is None:
-                raise FleetError(
-                    f"slot '{event.request.slot}' has no release to measure",
-                    code="no-release",
-                    hint="deploy a model to it first: `fleet deploy`",
-                )
-            bundles, models = (slot.bundle,), (slot.model,)
+            release = self._measurable(event.request.slot)
+            bundles, models = (release.bundle,), (release.model,)
         return self._start("bench", event.origin, event.request, bundles, models)
+
+    def _ask_profile(self, event: e.ProfileAsked, now: float) -> list[e.Effect]:
+        self.check_token(event.request.token, now)
+        self.check_free()
+        bundle, model = event.request.bundle, event.model
+        if not bundle:
+            release = self._measurable(event.request.slot)
+            bundle, model = release.bundle, release.model
+        return self._start("profile", event.origin, event.request, (bundle,), (model,))
+
+    def _measurable(self, slot: str) -> SlotRecord:
+        record = self.slots.get(slot)
+        if record is None:
+            raise FleetError(
+                f"slot '{slot}' has no release to measure",
+                code="no-release",
+                hint="deploy a model to it first: `fleet deploy`",
+            )
+        return record
 
     def _cancel(self, event: e.CancelAsked) -> list[e.Effect]:
         asked = e.Origin(event.origin.session, event.request)

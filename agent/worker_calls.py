@@ -14,7 +14,7 @@ from agent.golden import compare
 from agent.store import StoredBundle, load_bundle
 from agent.tensors import from_bytes, spec_of, to_bytes
 from targets import base
-from targets.base import Counting, FleetError, Runner, TensorSpec
+from targets.base import Counting, FleetError, Profiling, Runner, TensorSpec
 from targets.cores import usable
 
 
@@ -42,6 +42,8 @@ class Worker:
                 return self._run_once(call.inputs)
             if isinstance(call, c.Measure):
                 return self._measure(call.queries)
+            if isinstance(call, c.Profile):
+                return self._profile(call.queries)
             return self._conditions()
         except FleetError as error:
             return c.Failed(code=error.code, message=error.message, hint=error.hint)
@@ -100,12 +102,30 @@ class Worker:
         )
 
     def _measure(self, queries: int) -> c.Measured:
+        runner = self._ready()
+        return c.Measured(seconds=to_bytes(runner.measure(queries).astype("float64")))
+
+    def _profile(self, queries: int) -> c.Profiled:
+        bundle, _ = self._loaded
+        runner = self._ready()
+        if isinstance(runner, FaultyRunner):
+            # Its faults are about whole queries.
+            runner = runner.runner
+        if not isinstance(runner, Profiling):
+            raise FleetError(
+                f"target '{bundle.manifest.target}' has no profile: it does not time its operators",
+                code="no-profile",
+                hint="`fleet bench` measures it as a whole",
+            )
+        return c.Profiled(profile=runner.profile(queries))
+
+    def _ready(self) -> Runner:
+        """The runner, with the input that all queries are measured on: latency may depend on the data."""
         bundle, runner = self._loaded
         if not self._measurable:
-            # Always the same input: latency may depend on the data.
             runner.infer(self._read(bundle.manifest.golden.inputs[0], bundle.manifest.inputs))
             self._measurable = True
-        return c.Measured(seconds=to_bytes(runner.measure(queries).astype("float64")))
+        return runner
 
     def _conditions(self) -> c.Conditions:
         _, runner = self._loaded

@@ -277,6 +277,8 @@ class OperatorProfile(msgspec.Struct, kw_only=True, frozen=True):
     #: A query that nobody watches, and one that is watched: what watching costs is the difference.
     query_seconds: float
     watched_seconds: float
+    #: What a watched query spends outside its kernels.
+    between_seconds: float
     #: The most floating-point operations a second, measured in between on the same threads; 0 when it was not.
     peak_flops: float
     threads: int

@@ -147,9 +147,10 @@ class CPURunner:
         """What times one call of the library's `PEAK`, in seconds."""
         import numpy as np
 
-        function = self._library.get_function(PEAK, query_imports=True)
-        if function is None:
-            raise BundleError(f"the library has no function '{PEAK}'")
+        try:
+            function = self._library.get_function(PEAK, query_imports=True)
+        except AttributeError:
+            raise BundleError(f"the library has no function '{PEAK}'") from None
         x = self._empty((2, table.peak_lanes), "float32", self._cpu)
         y = self._empty((table.peak_jobs, table.peak_lanes), "float32", self._cpu)
         x.copyfrom(np.full((2, table.peak_lanes), 0.5, np.float32))
