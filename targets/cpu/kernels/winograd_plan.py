@@ -87,7 +87,7 @@ def cost(spec: WinogradConv, *, l2_bytes: int, threads: int) -> float:
         products = (m + 2) ** 2 * -(-tile.part // tile.tiles) * _product(spec)
     if tile.order == "strips":
         shared, own = spec.scratch_bytes
-        streamed = FAR_BYTE_SLOTS * shared if shared + own > l2_bytes else 0.0
+        streamed = FAR_BYTE_SLOTS * shared if shared + own > l2_bytes / 2 else 0.0
         slots = _idle(strips, threads) * (inputs + groups * parts * (products + outputs) + streamed)
         slots += _idle(groups * channels, threads) * WEIGHT_SLOTS[m] * tile.blocks + 2 * LAUNCH_SLOTS * threads
     else:
