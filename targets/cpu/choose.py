@@ -8,10 +8,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from targets.cpu.kernels.direct import Tile, Window
+from targets.cpu.kernels.direct import DirectConv, Tile, Window
 from targets.cpu.kernels.lanes import AHEAD, ByLane
+from targets.cpu.kernels.program import Program
+from targets.cpu.kernels.winograd import WinogradConv
+from targets.cpu.kernels.winograd_plan import cost, plan
 from targets.cpu.layout import ImageType
 from targets.cpu.processors import Processor
 
@@ -22,6 +25,35 @@ WEIGHTS_SHARE = 0.375
 SUMS_SHARE = 0.33
 #: Bytes a cycle from the second-level cache: what weights that do not fit the first level come with.
 L2_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A kernel that can compute a convolution. ``cost`` is in multiply-adds that would take as long."""
+
+    spec: DirectConv | WinogradConv
+    cost: float
+
+
+def convolution(
+    x: ImageType, y: ImageType, window: Window, groups: int, program: Program, processor: Processor
+) -> list[Candidate]:
+    """The best of each kind of kernel, the cheapest first. Groups are whole blocks of both pictures."""
+    lanes = by_lane(processor)
+    fitting = tile(x, y, window, groups, processor, by_lane=lanes)
+    direct = DirectConv(x, y, window, fitting, program, groups, lanes)
+    cycles = _cycles(
+        fitting, y.blocks // groups, *y.shape[2:], y.shape[0] * groups, processor, lanes if x.layout.block > 1 else ""
+    )
+    steps = -(-x.shape[1] // groups) * math.prod(window.kernel)
+    found = [Candidate(direct, cycles * steps * processor.fma_per_cycle * processor.lanes)]
+    if (window.kernel, window.stride, window.dilation, groups) == ((3, 3), (1, 1), (1, 1), 1):
+        sizes = {"registers": processor.registers, "l2_bytes": processor.l2_bytes, "threads": processor.cores}
+        winograd = plan(x, y, window.padding, program, **sizes, by_lane=lanes)
+        if winograd is not None:
+            slots = cost(winograd, l2_bytes=processor.l2_bytes, threads=processor.cores)
+            found.append(Candidate(winograd, slots))
+    return sorted(found, key=lambda candidate: candidate.cost)
 
 
 def tile(

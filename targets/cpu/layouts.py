@@ -51,8 +51,7 @@ def has_kernel(layer: Layer, blocked: set[Value], lanes: int) -> bool:
     if isinstance(work, Resizing):
         return work.method in ("nearest_neighbor", "linear")
     if isinstance(work, Pooling):
-        padded = any(work.window.padding) or any(border(work.window, *_shapes(layer))[2:])
-        return work.window.dilation == (1, 1) or not padded or work.kind == "average"
+        return work.kind == "max" or work.window.dilation == (1, 1)
     return True
 
 
@@ -83,8 +82,8 @@ def wanted(layer: Layer, value: Value, blocked: set[Value], lanes: int) -> Layou
         return PLAIN
     if isinstance(work, IntegerConvolution):
         return Layout(width(value, lanes), *border(work.window, *_shapes(layer)))
-    # A maximum reads pixels of the picture alone.
-    if isinstance(work, Convolution) or (isinstance(work, Pooling) and work.kind == "average"):
+    # Pools read pixels of the picture alone.
+    if isinstance(work, Convolution):
         return Layout(block, *border(work.window, *_shapes(layer)))
     return Layout(block)
 

@@ -23,7 +23,7 @@ from targets.cpu.graph import (
     Resizing,
 )
 from targets.cpu.grouped import widen
-from targets.cpu.kernels import concat, dense, depthwise, direct, int8, pointwise, pool, quantise, resize
+from targets.cpu.kernels import concat, dense, depthwise, direct, int8, pointwise, pool, quantise, resize, winograd
 from targets.cpu.kernels.program import Program
 from targets.cpu.layout import ImageType
 from targets.cpu.processors import Processor
@@ -98,8 +98,10 @@ def _convolution(work: Convolution, x: ImageType, y: ImageType, program: Program
         packed = depthwise.pack(work.weights, depths)
         return Call("depthwise_conv2d", depthwise.depthwise, depths, (packed,), flops, "depthwise")
     weights, groups = widen(work.weights, work.groups, a, b)
-    by_lane = choose.by_lane(processor)
-    tile = choose.tile(x, y, work.window, groups, processor, by_lane=by_lane)
-    spec = direct.DirectConv(x, y, work.window, tile, program, groups, by_lane)
+    spec = choose.convolution(x, y, work.window, groups, program, processor)[0].spec
+    if isinstance(spec, winograd.WinogradConv):
+        choice = f"Winograd F({spec.m}×{spec.m}, 3×3), {spec.tile}"
+        return Call("winograd_conv2d", winograd.winograd_conv, spec, (winograd.pack(weights, spec),), flops, choice)
+    tile = spec.tile
     choice = f"direct, {tile.blocks} blocks of {b} channels × {tile.rows} × {tile.columns} in registers"
     return Call("conv2d", direct.direct_conv, spec, (direct.pack(weights, spec),), flops, choice)
