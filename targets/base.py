@@ -274,13 +274,14 @@ class OperatorProfile(msgspec.Struct, kw_only=True, frozen=True):
 
     #: In the order of the calls.
     operators: tuple[OperatorTime, ...]
-    #: A query that nobody watches, and one that is watched: what watching costs is the difference.
-    query_seconds: float
-    watched_seconds: float
-    #: What a watched query spends outside its kernels.
+    #: What a query spends between its operators, the cost of watching them included.
     between_seconds: float
-    #: The most floating-point operations a second, measured in between on the same threads; 0 when it was not.
+    #: A query that nobody watches.
+    query_seconds: float
+    #: The most floating-point operations a second, and bytes a second of what no cache holds, measured in between on
+    #: the same threads.
     peak_flops: float
+    peak_bytes: float
     threads: int
     queries: int
 

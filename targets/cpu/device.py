@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from targets.base import BundleError, FleetError, LoadedBundle, OperatorProfile, Requirements
-from targets.cpu.layers import LAYERS, PEAK, LayerTable, read_layers
+from targets.cpu.layers import LAYERS, PEAK, STREAM, read_layers
 from targets.cpu.machine import cpu_features, machine
 from targets.cpu.pool import pinned_processors, start_pool
 
@@ -119,7 +119,8 @@ class CPURunner:
             query=lambda: float(self.measure(1)[0]),
             watched=lambda: watched.invoke_stateful("main"),
             watch=watch,
-            peak=self._peak(table),
+            peak=self._timed(PEAK, (2, table.peak_lanes), (table.peak_jobs, table.peak_lanes)),
+            stream=self._timed(STREAM, *[(table.stream_jobs, table.stream_numbers)] * 2),
             table=table,
             threads=num_threads(),
             queries=queries,
@@ -143,21 +144,21 @@ class CPURunner:
 
         return VirtualMachine(self._library, self._cpu)
 
-    def _peak(self, table: LayerTable) -> Callable[[], float]:
-        """What times one call of the library's `PEAK`, in seconds."""
+    def _timed(self, name: str, *shapes: tuple[int, int]) -> Callable[[], float]:
+        """What times one call of a function of the library with numbers of these shapes, in seconds."""
         import numpy as np
 
         try:
-            function = self._library.get_function(PEAK, query_imports=True)
+            function = self._library.get_function(name, query_imports=True)
         except AttributeError:
-            raise BundleError(f"the library has no function '{PEAK}'") from None
-        x = self._empty((2, table.peak_lanes), "float32", self._cpu)
-        y = self._empty((table.peak_jobs, table.peak_lanes), "float32", self._cpu)
-        x.copyfrom(np.full((2, table.peak_lanes), 0.5, np.float32))
+            raise BundleError(f"the library has no function '{name}'") from None
+        arguments = [self._empty(shape, "float32", self._cpu) for shape in shapes]
+        for argument, shape in zip(arguments, shapes, strict=True):
+            argument.copyfrom(np.full(shape, 0.5, np.float32))
 
         def once() -> float:
             begin = time.perf_counter()
-            function(x, y)
+            function(*arguments)
             return time.perf_counter() - begin
 
         return once

@@ -13,9 +13,9 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from targets.cpu.graph import Array, Graph, Layer, Opaque, Value
 from targets.cpu.kernels.convert import Convert, convert
-from targets.cpu.kernels.peak import Peak, peak
+from targets.cpu.kernels.peak import Peak, Stream, peak, stream
 from targets.cpu.kernels.program import OperandType, Program
-from targets.cpu.layers import PEAK, LayerRow, LayerTable
+from targets.cpu.layers import PEAK, STREAM, LayerRow, LayerTable
 from targets.cpu.layout import PLAIN, ImageType, Layout
 from targets.cpu.layouts import Layouts, wanted
 from targets.cpu.lower import Call, lower
@@ -25,8 +25,16 @@ from targets.cpu.processors import Processor
 def emit(module: Any, graph: Graph, layouts: Layouts, processor: Processor) -> tuple[Any, LayerTable]:
     """The module with a ``main`` that computes the graph by kernels for ``processor``, and what they are."""
     emitter = _Emitter(module, graph, layouts, processor)
-    module, most = emitter.run(), emitter.peak
-    return module, LayerTable(layers=emitter.rows, peak_flops=most.flops, peak_lanes=most.lanes, peak_jobs=most.jobs)
+    module, most, memory = emitter.run(), emitter.peak, emitter.stream
+    return module, LayerTable(
+        layers=emitter.rows,
+        peak_flops=most.flops,
+        peak_lanes=most.lanes,
+        peak_jobs=most.jobs,
+        stream_bytes=memory.bytes,
+        stream_jobs=memory.jobs,
+        stream_numbers=memory.numbers,
+    )
 
 
 class _Emitter:
@@ -43,11 +51,13 @@ class _Emitter:
         self._names: dict[str, int] = {}
         self.rows: list[LayerRow] = []
         self.peak = Peak(processor.lanes, processor.registers - 4)
+        self.stream = Stream(processor.lanes)
 
     def run(self) -> Any:
         """The module."""
         main, builder = self._main, self._builder
         builder.add_func(peak(self.peak, PEAK), PEAK)
+        builder.add_func(stream(self.stream, STREAM), STREAM)
         dataflow = all(isinstance(block, relax.DataflowBlock) for block in main.body.blocks)
         with builder.function("main", list(main.params), attrs=dict(main.attrs or {}), pure=bool(main.is_pure)):
             if dataflow:

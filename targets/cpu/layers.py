@@ -13,6 +13,8 @@ from targets.files import read_bounded
 LAYERS = "layers.json"
 #: A function of every library: multiply-adds in registers alone, which is the most that its instructions can do here.
 PEAK = "fleet_peak"
+#: Another one: numbers read and written once, which is the most that its memory can do.
+STREAM = "fleet_stream"
 MAX_BYTES = 16 * 1024 * 1024
 
 
@@ -33,7 +35,7 @@ class LayerRow(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class LayerTable(msgspec.Struct, kw_only=True, frozen=True):
-    """Every call of a kernel in a library, and what one call of :data:`PEAK` computes."""
+    """Every call of a kernel in a library, and what one call of :data:`PEAK` and :data:`STREAM` does."""
 
     layers: list[LayerRow]
     #: Floating-point operations of one call of PEAK.
@@ -41,6 +43,10 @@ class LayerTable(msgspec.Struct, kw_only=True, frozen=True):
     #: Its arguments are float32: numbers between -1 and 1 in (2, peak_lanes), sums in (peak_jobs, peak_lanes).
     peak_lanes: int
     peak_jobs: int
+    #: Bytes that one call of STREAM reads and writes. Its two arguments are float32 of (stream_jobs, stream_numbers).
+    stream_bytes: int
+    stream_jobs: int
+    stream_numbers: int
 
 
 def write_layers(table: LayerTable, workdir: Path) -> BuiltFile:

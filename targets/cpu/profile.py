@@ -64,19 +64,20 @@ def profile(
     watched: Callable[[], object],
     watch: Watch,
     peak: Callable[[], float],
+    stream: Callable[[], float],
     table: LayerTable,
     threads: int,
     queries: int,
 ) -> OperatorProfile:
-    """Run ``query``, ``watched`` and ``peak`` in turn, so that all see the same clock and the same neighbours.
+    """Run all of them in turn, so that they see the same clock and the same neighbours.
 
-    ``query`` runs once unwatched, ``peak`` as many multiply-adds as ``table`` says; both return seconds. ``watched``
-    runs a query that ``watch`` sees. Raises :class:`FleetError` (``no-profile``) when it sees other calls each time.
+    ``query`` runs once unwatched, ``peak`` and ``stream`` what ``table`` says; they return seconds. ``watched`` runs a
+    query that ``watch`` sees. Raises :class:`FleetError` (``no-profile``) when it sees other calls each time.
     """
-    plain, seen, peaks, runs = [], [], [peak()], []
+    plain, seen, peaks, streams, runs = [], [], [peak()], [stream()], []
     for _ in range(queries):
         plain.append(query())
-        # As the query before it, that one comes right after another of its own machine.
+        # As the query before it, that one comes right after another of its own virtual machine.
         watched()
         watch.take()
         begin = time.perf_counter()
@@ -84,6 +85,7 @@ def profile(
         seen.append(time.perf_counter() - begin)
         runs.append(watch.take())
         peaks.append(peak())
+        streams.append(stream())
     kernels = [call.kernel for call in runs[0]]
     if any([call.kernel for call in run] != kernels for run in runs):
         raise FleetError("the model calls other kernels from query to query", code="no-profile")
@@ -91,13 +93,13 @@ def profile(
     return OperatorProfile(
         operators=tuple(_named(kernels, seconds, table.layers, watch)),
         query_seconds=statistics.median(plain),
-        watched_seconds=statistics.median(seen),
         # Query by query: whatever disturbs one hits another kernel each time, so the medians of all kernels add up to
         # less than the median query does.
         between_seconds=statistics.median(
             total - sum(call.seconds for call in run) for total, run in zip(seen, runs, strict=True)
         ),
         peak_flops=table.peak_flops / statistics.median(peaks),
+        peak_bytes=table.stream_bytes / statistics.median(streams),
         threads=threads,
         queries=queries,
     )

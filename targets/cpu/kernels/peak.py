@@ -1,4 +1,4 @@
-"""The most multiply-adds that a processor can do: as many independent sums as there are registers, and no memory."""
+"""The most that a processor can do, to measure kernels by: multiply-adds without memory, and memory without them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from targets.cpu.kernels.images import argument, kernel, ramp, splat
 
 @dataclass(frozen=True, slots=True)
 class Peak:
-    """``jobs`` shares of ``steps`` times ``sums`` multiply-adds of ``lanes`` numbers."""
+    """``jobs`` shares of ``steps`` times ``sums`` multiply-adds of ``lanes`` numbers: a sum for every register."""
 
     lanes: int
     sums: int
@@ -45,5 +45,33 @@ def peak(spec: Peak, name: str) -> Any:
             for register in registers[1:]:
                 total = total + sums[register]
             T.buffer_store(y, total, [job, ramp(0, spec.lanes)])
+
+    return kernel(name, body).with_attr("global_symbol", name)
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """``jobs`` shares of ``numbers`` numbers that are read once and written once: more than caches hold."""
+
+    lanes: int
+    jobs: int = 64
+    numbers: int = 1 << 17
+
+    @property
+    def bytes(self) -> int:
+        """What one call reads and writes."""
+        return 2 * 4 * self.jobs * self.numbers
+
+
+def stream(spec: Stream, name: str) -> Any:
+    """Arguments: x (jobs, numbers), y of the same shape."""
+
+    def body() -> None:
+        x = argument("x", (spec.jobs, spec.numbers))
+        y = argument("y", (spec.jobs, spec.numbers))
+        with T.parallel(0, spec.jobs) as job, T.serial(0, spec.numbers // spec.lanes) as step:
+            at = ramp(step * spec.lanes, spec.lanes)
+            # A sum, since LLVM makes a call of `memcpy` of a mere copy, which may go around the caches.
+            T.buffer_store(y, x[job, at] + splat(1.0, spec.lanes), [job, at])
 
     return kernel(name, body).with_attr("global_symbol", name)
