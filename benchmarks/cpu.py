@@ -193,6 +193,8 @@ def take_turns(
     queries: dict[str, int] = {}
     loads: list[float] = []
     restless: set[str] = set()
+    waited = dict.fromkeys(workers, 0.0)
+    used = dict.fromkeys(workers, 0.0)
     for turn in range(rounds + 1):
         for name in order.sample(sorted(times), len(times)):
             restless |= rest(workers)
@@ -210,9 +212,12 @@ def take_turns(
                 continue
             wall, after = time.perf_counter() - begin, _used(workers)
             spent = {one: after[one] - before[one] for one in after}
-            restless |= {one for one in workers if one != name and spent[one] / wall > RESTLESS}
+            for one in workers.keys() - {name}:
+                waited[one] += wall
+                used[one] += spent[one]
             loads.append(max(0.0, spent["all"] - sum(spent[one] for one in workers)) / wall)
-    notes += [f"{name} uses the processor when it is not its turn" for name in sorted(restless)]
+    restless |= {name for name in workers if used[name] > RESTLESS * waited[name]}
+    notes += [f"{name}: it uses the processor when it is not its turn" for name in sorted(restless)]
     return times, statistics.median(loads) if loads else None
 
 
