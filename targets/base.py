@@ -278,8 +278,8 @@ class OperatorProfile(msgspec.Struct, kw_only=True, frozen=True):
     between_seconds: float
     #: A query that nobody watches.
     query_seconds: float
-    #: The most floating-point operations a second, and bytes a second of what no cache holds, measured in between on
-    #: the same threads.
+    #: The most floating-point operations a second, and bytes a second of what no cache holds, measured just before
+    #: and after on the same threads.
     peak_flops: float
     peak_bytes: float
     threads: int

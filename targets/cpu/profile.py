@@ -15,6 +15,8 @@ from targets.cpu.layers import LayerRow, LayerTable
 
 #: What the virtual machine does by itself between kernels: storage, shapes, tuples.
 _BUILTIN = "vm.builtin."
+#: How often the machine's best is measured before the queries, and again after them.
+_CALLS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +71,14 @@ def profile(
     threads: int,
     queries: int,
 ) -> OperatorProfile:
-    """Run all of them in turn, so that they see the same clock and the same neighbours.
+    """Run ``query`` and ``watched`` in turn, so that both see the same clock and the same neighbours.
 
     ``query`` runs once unwatched, ``peak`` and ``stream`` what ``table`` says; they return seconds. ``watched`` runs a
     query that ``watch`` sees. Raises :class:`FleetError` (``no-profile``) when it sees other calls each time.
     """
-    plain, seen, peaks, streams, runs = [], [], [peak()], [stream()], []
+    plain, seen, runs = [], [], []
+    # Not in between: after a call that takes long, a system with other work interrupts what comes next.
+    peaks, streams = _several(peak), _several(stream)
     for _ in range(queries):
         plain.append(query())
         # As the query before it, that one comes right after another of its own virtual machine.
@@ -84,8 +88,8 @@ def profile(
         watched()
         seen.append(time.perf_counter() - begin)
         runs.append(watch.take())
-        peaks.append(peak())
-        streams.append(stream())
+    peaks += _several(peak)
+    streams += _several(stream)
     kernels = [call.kernel for call in runs[0]]
     if any([call.kernel for call in run] != kernels for run in runs):
         raise FleetError("the model calls other kernels from query to query", code="no-profile")
@@ -103,6 +107,11 @@ def profile(
         threads=threads,
         queries=queries,
     )
+
+
+def _several(call: Callable[[], float]) -> list[float]:
+    call()
+    return [call() for _ in range(_CALLS)]
 
 
 def _named(
