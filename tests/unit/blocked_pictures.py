@@ -12,8 +12,10 @@ import numpy.typing as npt
 import tvm
 from hypothesis import strategies as st
 
+from targets.cpu.compile import tvm_target
 from targets.cpu.kernels import jobs
 from targets.cpu.layout import ImageType, Layout, Shape
+from targets.cpu.machine import MACHINES, machine
 
 Numbers = npt.NDArray[Any]
 LANES = (4, 8, 16)
@@ -67,9 +69,15 @@ def unpacked(buffer: Numbers, of: ImageType, border: float = 0.0) -> Numbers:
     return whole[:, :c, layout.top : layout.top + h, layout.left : layout.left + w]
 
 
+def host() -> Any:
+    """TVM's target for this machine, with all that its processor has."""
+    here = MACHINES[machine()]
+    return tvm_target(here, here.processor("host"))
+
+
 def run(function: Any, *inputs: Numbers, into: ImageType, border: float = 0.0) -> Numbers:
     """The picture that a kernel makes of its inputs, in a buffer that held numbers which are wrong."""
-    library: Any = tvm.compile(tvm.IRModule({"main": function}), target={"kind": "llvm", "mcpu": "native"})
+    library: Any = tvm.compile(tvm.IRModule({"main": function}), target=host())
     wrong = np.nan if into.dtype == "float32" else 55
     output = tvm.runtime.tensor(np.full(into.physical, wrong, into.dtype))
     library["main"](*map(tvm.runtime.tensor, inputs), output)
