@@ -18,18 +18,18 @@ from typing import TYPE_CHECKING
 from controller.events import Listener, ignore
 from controller.home import Home
 from controller.inventory import Device, Inventory
-from controller.options import BenchOptions, DeployOptions, RunOptions
+from controller.options import BenchOptions, DeployOptions, ProfileOptions, RunOptions
 from targets.base import Option
 
 if TYPE_CHECKING:
     from agent.protocol import RunResult
     from controller.build import Built
     from controller.connection import OnEvent
-    from controller.reports import Answer, DeployReport, DeviceReport, RunReport, StatusReport
+    from controller.reports import Answer, DeployReport, DeviceReport, ProfileReport, RunReport, StatusReport
     from controller.session import Session
     from targets.keys import Keys
 
-__all__ = ["BenchOptions", "DeployOptions", "Device", "Fleet", "RunOptions"]
+__all__ = ["BenchOptions", "DeployOptions", "Device", "Fleet", "ProfileOptions", "RunOptions"]
 
 
 class Fleet:
@@ -180,6 +180,17 @@ class Fleet:
         from controller.measure import bench
 
         return await bench(self, model, selection, options or BenchOptions())
+
+    async def profile(
+        self, model: str | None, selection: Sequence[Device], options: ProfileOptions | None = None
+    ) -> list[ProfileReport]:
+        """Time each operator of a model, of what is assigned, or of the active release; as `bench` chooses them.
+
+        A device that could not be profiled, such as one whose target has no profile, says why in ``error``.
+        """
+        from controller.profile import profile
+
+        return await profile(self, model, selection, options or ProfileOptions())
 
     async def run(
         self,

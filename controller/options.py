@@ -54,6 +54,20 @@ class BenchOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileOptions:
+    #: About how many seconds of queries are timed.
+    seconds: float = 2.0
+    slot: str = "default"
+    weights: str = ""
+    options: Mapping[str, Option] = field(default_factory=dict)
+    threads: int = 0
+    jobs: int = 0
+    scheduler: str = ""
+    #: Seconds to wait for a device that someone else holds.
+    lease_wait: float = 600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
     #: How many labels of a classifier.
     top: int = 5

@@ -5,6 +5,8 @@ Keys are only ever added. Times are in seconds, latencies in milliseconds, sizes
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from agent.protocol import DeployStatus, LatencyStats, ReleaseInfo, Verdict
@@ -94,6 +96,57 @@ class RunReport(msgspec.Struct, kw_only=True):
     started_at: float = 0.0
     conditions: dict[str, float | str] = {}
     failed: bool = False
+
+
+Bound = Literal["compute", "memory", ""]
+
+
+class OperatorReport(msgspec.Struct, kw_only=True):
+    """One kernel call of a query; shares are of 1. ``peak_share`` and ``gflops`` are 0 where nothing is multiplied."""
+
+    #: The function's name in the library.
+    kernel: str
+    operators: list[str]
+    #: Shape of the result.
+    output: list[int]
+    #: Algorithm and tile; empty for kernels that are not this project's.
+    choice: str
+    ms: float
+    #: Of the query's time.
+    share: float
+    gflops: float
+    peak_share: float
+    gbytes_per_second: float
+    #: What bounds it by the machine's measured peak and memory; empty when nothing is multiplied.
+    bound: Bound
+    flops: int
+    bytes: int
+
+
+class ProfileReport(msgspec.Struct, kw_only=True):
+    """Where the time of one query goes on one device. One that could not be profiled has ``error`` and no operators."""
+
+    device: str
+    target: str
+    simulated: bool
+    model: str = ""
+    bundle: str = ""
+    threads: int = 0
+    #: Measured with the library's own instructions and threads.
+    peak_gflops: float = 0.0
+    memory_gbytes_per_second: float = 0.0
+    #: Median of whole queries that nobody watched.
+    query_ms: float = 0.0
+    #: Outside of operators, the cost of watching them included.
+    between_ms: float = 0.0
+    queries: int = 0
+    #: Share of the device's CPU that others took meanwhile.
+    other_load: float = 0.0
+    #: In the order of the calls.
+    operators: list[OperatorReport] = []
+    #: What to work on.
+    advice: str = ""
+    error: str = ""
 
 
 class TopLabel(msgspec.Struct, kw_only=True):

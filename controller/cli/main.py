@@ -21,6 +21,7 @@ from controller.cli import (
     errors,
     keys,
     logs,
+    profile,
     results,
     run,
     session,
@@ -35,7 +36,22 @@ app = typer.Typer(
     name="fleet", no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=True
 )
 session.root(app)
-for module in (init_command, devices, sim, build, deploy, bench, run, top, results, logs, tracker, doctor, keys):
+for module in (
+    init_command,
+    devices,
+    sim,
+    build,
+    deploy,
+    bench,
+    profile,
+    run,
+    top,
+    results,
+    logs,
+    tracker,
+    doctor,
+    keys,
+):
     module.register(app)
 
 
