@@ -32,16 +32,19 @@ _BANDS = (
 _MEMORY = ("#5b8fd6", "bound by memory")
 _NOTHING = ("#9aa0a6", "nothing multiplied")
 _STYLE = """
-svg { --ground: #ffffff; --ink: #1f2328; --faint: #656d76; --line: #d0d7de; font-family: sans-serif; }
+text { font-family: sans-serif; font-size: 12px; fill: #1f2328; }
+text.title { font-size: 16px; font-weight: bold; }
+text.faint { fill: #656d76; }
+.ground { fill: #ffffff; }
+.line { stroke: #d0d7de; fill: none; }
+.roof { stroke: #1f2328; stroke-width: 1.5; fill: none; }
 @media (prefers-color-scheme: dark) {
-  svg { --ground: #0d1117; --ink: #e6edf3; --faint: #8d96a0; --line: #30363d; }
+  text { fill: #e6edf3; }
+  text.faint { fill: #8d96a0; }
+  .ground { fill: #0d1117; }
+  .line { stroke: #30363d; }
+  .roof { stroke: #e6edf3; }
 }
-.ground { fill: var(--ground); }
-text { fill: var(--ink); font-size: 12px; }
-.title { font-size: 16px; font-weight: bold; }
-.faint { fill: var(--faint); }
-.line { stroke: var(--line); fill: none; }
-.roof { stroke: var(--ink); stroke-width: 1.5; fill: none; }
 """
 
 

@@ -137,7 +137,7 @@ class ProfileReport(msgspec.Struct, kw_only=True):
     memory_gbytes_per_second: float = 0.0
     #: Median of whole queries that nobody watched.
     query_ms: float = 0.0
-    #: Outside of operators, the cost of watching them included.
+    #: Outside of operators.
     between_ms: float = 0.0
     queries: int = 0
     #: Share of the device's CPU that others took meanwhile.

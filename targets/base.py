@@ -274,7 +274,7 @@ class OperatorProfile(msgspec.Struct, kw_only=True, frozen=True):
 
     #: In the order of the calls.
     operators: tuple[OperatorTime, ...]
-    #: What a query spends between its operators, the cost of watching them included.
+    #: What a query spends between its operators.
     between_seconds: float
     #: A query that nobody watches.
     query_seconds: float

@@ -106,7 +106,7 @@ def tables(report: ProfileReport, top: int) -> list[RenderableType]:
     if report.other_load > _MOST_OTHER_LOAD:
         words = f"Others took {report.other_load:.0%} of this device's CPU meanwhile: measure again when it is idle."
         parts.append(Text(words, style="yellow"))
-    return [*parts, *([Text(report.advice, style="bold")] if report.advice else []), ""]
+    return [*parts, *([report.advice] if report.advice else []), ""]
 
 
 def _table(report: ProfileReport, top: int) -> RenderableType:
