@@ -9,6 +9,8 @@ import tvm
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
+from targets.cpu.memory import share_buffers
+
 #: Constants of less than so many bytes that are not floating point (indices, zero points) stay in the library.
 SMALL = 1024
 
@@ -132,6 +134,7 @@ def lower(schedule: Any) -> Any:
             relax.transform.ToNonDataflow(),
             relax.transform.RemovePurityChecking(),
             relax.transform.CallTIRRewrite(),
+            tvm.transform.module_pass(lambda module, _context: share_buffers(module), opt_level=0, name="ShareBuffers"),
             *cpu.finalize_passes(target),
         ]
         return tvm.ir.transform.Sequential(passes)(module)

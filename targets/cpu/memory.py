@@ -1,0 +1,119 @@
+"""Which intermediate results share a buffer.
+
+TVM's planner goes by the order of the calls: it hands on what is free to the next result that fits, and a network
+whose results first grow and then shrink pays for both. Here the largest results choose first, so a buffer is made in
+the size that it needs: "greedy by size" of Pisarchyk and Lee 2020 (arXiv:2001.03288), for shared objects. (Offsets into
+one arena would be tighter still, but TVM's calling convention takes no tensor that starts inside a buffer.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+from tvm import relax, tirx
+
+from targets.cpu.read import variables
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """A buffer's size in bytes, and the first and last step at which it is needed."""
+
+    size: int
+    first: int
+    last: int
+
+
+def shared(lives: Sequence[Life]) -> list[int]:
+    """For each result the number of its buffer. No two that are needed at the same step have the same."""
+    buffers: list[list[Life]] = []
+    found = [0] * len(lives)
+    for index in sorted(range(len(lives)), key=lambda index: (-lives[index].size, lives[index].first)):
+        life = lives[index]
+        free = [
+            number
+            for number, users in enumerate(buffers)
+            if all(user.last < life.first or user.first > life.last for user in users)
+        ]
+        if not free:
+            buffers.append([])
+        # The smallest that is free: the first user of each was its largest.
+        found[index] = min(free, key=lambda number: buffers[number][0].size, default=len(buffers) - 1)
+        buffers[found[index]].append(life)
+    return found
+
+
+def share_buffers(module: Any) -> Any:
+    """Let the tensors that ``main`` allocates share buffers, those aside that it returns.
+
+    ``module`` is past `CallTIRRewrite`: tensors are allocated, then filled. Functions with branches are left to TVM.
+    """
+    main = module["main"]
+    bindings = [binding for block in main.body.blocks for binding in block.bindings]
+    if any(isinstance(binding.value, relax.If | relax.Function | relax.SeqExpr) for binding in bindings):
+        return module
+    made, lives = _lives(bindings, main.body.body)
+    numbers = dict(zip(made, shared(lives), strict=True))
+    sizes: dict[int, int] = {}
+    for var, life in zip(made, lives, strict=True):
+        sizes[numbers[var]] = max(sizes.get(numbers[var], 0), life.size)
+    builder = relax.BlockBuilder()
+    storages: dict[int, Any] = {}
+    new = []
+    for binding in bindings:
+        if binding.var in numbers:
+            number = numbers[binding.var]
+            shape, dtype = binding.value.args[:2]
+            if number not in storages:
+                storages[number] = relax.Var(f"buffer{number}", relax.AnyType())
+                size = relax.ShapeExpr([sizes[number]])
+                allocation = relax.op.memory.alloc_storage(size, 0, "global", "uint8")
+                new.append(relax.VarBinding(storages[number], builder.normalize(allocation)))
+            tensor = relax.op.memory.alloc_tensor(storages[number], 0, shape, dtype)
+            binding = relax.VarBinding(binding.var, builder.normalize(tensor))
+        new.append(binding)
+    body = relax.SeqExpr([relax.BindingBlock(new)], main.body.body)
+    planned = relax.Function(main.params, body, main.ret_ty, main.is_pure, main.attrs)
+    module = tvm.IRModule(dict(module.functions_items()), attrs=module.attrs)
+    module.update_func(module.get_global_var("main"), planned)
+    return relax.transform.Normalize()(module)
+
+
+def _lives(bindings: Sequence[Any], result: Any) -> tuple[list[Any], list[Life]]:
+    """Variables of allocated tensors that are not returned, and when each is needed."""
+    sizes: dict[Any, int] = {}
+    lives: dict[Any, list[int]] = {}
+    #: What a variable's value may be a view of.
+    views: dict[Any, set[Any]] = {}
+    for step, binding in enumerate(bindings):
+        read: set[Any] = set()
+        for var in variables(binding.value):
+            read |= views.get(var, set())
+        for var in read:
+            lives[var][1] = step
+        if _operator(binding.value) == "relax.builtin.alloc_tensor" and _bytes(binding.var.ty):
+            sizes[binding.var], lives[binding.var] = _bytes(binding.var.ty), [step, step]
+            views[binding.var] = {binding.var}
+        else:
+            views[binding.var] = read
+    returned: set[Any] = set()
+    for var in variables(result):
+        returned |= views.get(var, set())
+    kept = [var for var in sizes if var not in returned]
+    return kept, [Life(sizes[var], *lives[var]) for var in kept]
+
+
+def _operator(expr: Any) -> str:
+    return str(getattr(getattr(expr, "op", None), "name", ""))
+
+
+def _bytes(ty: Any) -> int:
+    """Bytes of a tensor whose shape is known; 0 for others."""
+    shape = getattr(ty, "shape", None)
+    if not isinstance(shape, relax.ShapeExpr) or any(not isinstance(size, tirx.IntImm) for size in shape):
+        return 0
+    return math.prod(int(size) for size in shape) * int(tvm.DataType(str(ty.dtype)).itemsize)
