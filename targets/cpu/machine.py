@@ -31,7 +31,10 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A machine as ``uname -m`` says it, LLVM's and Zig's names of it, its processors, best first, and boards."""
+    """A machine as ``uname -m`` says it, LLVM's and Zig's names of it, its processors, best first, and boards.
+
+    LLVM takes a triple with no vendor for one of no known system, whose helpers no library has.
+    """
 
     uname: str
     triple: str
@@ -83,7 +86,7 @@ class Machine:
 
 X86_MACHINE = Machine(
     uname="x86_64",
-    triple="x86_64-linux-gnu",
+    triple="x86_64-unknown-linux-gnu",
     zig="x86_64-linux-gnu",
     processors={processor.name: processor for processor in processors.X86},
     default="host",
@@ -92,7 +95,7 @@ X86_MACHINE = Machine(
 
 ARM64_MACHINE = Machine(
     uname="aarch64",
-    triple="aarch64-linux-gnu",
+    triple="aarch64-unknown-linux-gnu",
     zig="aarch64-linux-gnu",
     processors={processor.name: processor for processor in processors.ARM64},
     default="generic",
@@ -101,7 +104,7 @@ ARM64_MACHINE = Machine(
 
 ARMV7_MACHINE = Machine(
     uname="armv7l",
-    triple="armv7l-linux-gnueabihf",
+    triple="armv7l-unknown-linux-gnueabihf",
     zig="arm-linux-gnueabihf",
     processors={processor.name: processor for processor in processors.ARMV7},
     default="cortex-a9",
