@@ -202,9 +202,9 @@ def dense(spec: Dense, name: str) -> Any:
                         total = multiply_add(spec.by_lane, sums[index], weight(first + lane, g), value, lanes)
                         T.buffer_store(sums, total, [index])
 
-            count = max(tile.sums, lanes) if spec.by_lane else tile.sums
             # As many as weights have lanes; a lone output still reads several inputs at once.
-            vector = lanes if lanes > 1 else count
+            vector = lanes if lanes > 1 else tile.sums
+            count = _shares(tile.sums, vector) * vector if spec.by_lane else tile.sums
             whole, rest = divmod(stop, count)
             if whole:
                 with T.serial(0, whole) as step:
