@@ -15,6 +15,8 @@ from targets.cpu.machine import Machine, Processor
 
 OPTIONS = {"mcpu": str, "board": str, "cores": int, "batch": int}
 ENGINE = "time_evaluator"
+#: How far results may be from the framework's beside `rtol`, in a network that is not quantised.
+ATOL = 1e-3
 MAX_BATCH = 1024
 MAX_CORES = 1024
 
@@ -46,12 +48,14 @@ class CPUHost:
         progress("import", 0.0)
         without_torch(model)
         from targets.cpu import passes
+        from targets.cpu.rounding import rounding
         from targets.relax_import import to_relax
 
         module, inputs, outputs = to_relax(model, int(options.get("batch", 0)))
         try:
             progress("simplify", 0.2)
             module = passes.simplify()(module)
+            atol = max(ATOL, rounding(module))
             progress("compile", 0.4)
             compiled = compile_module(module, self.machine, processor)
         except Exception as error:
@@ -73,6 +77,7 @@ class CPUHost:
                 cpu_features=processor.features,
             ),
             engine=ENGINE,
+            atol=atol,
         )
 
     def _resolve(self, options: Mapping[str, Option]) -> Processor:

@@ -19,6 +19,7 @@ from targets.cpu.layers import LayerTable
 from targets.cpu.machine import MACHINES, Processor, cpu_features, machine
 from targets.cpu.optimise import optimise
 from targets.cpu.quantised import on_grid, product
+from targets.cpu.rounding import SPREAD, rounding
 from targets.cpu.schedule import schedule
 
 HERE = MACHINES[machine()]
@@ -202,3 +203,27 @@ def test_weights_on_no_grid_are_not() -> None:
     almost = np.arange(-127, 128, dtype=np.float32).reshape(1, 255)
     almost[0, 200] += 0.01
     assert on_grid(almost) is None
+
+
+def test_how_far_results_of_two_processors_may_be_apart() -> None:
+    net = Network("uint8", 120)
+    x = net.quantised("image", 0.02)
+    weights = np.zeros((2, 1, 2, 2), np.float32)
+    weights[0], weights[1] = 0.5, -2.0
+    y = net.add("Conv", x, net.constant(weights))
+    scaled = net.add("Relu", net.add("Mul", y, net.constant(np.float32(3))))
+    steps = net.quantised(scaled, 0.25)
+    simplified = [
+        passes.simplify()(from_onnx(net.model((1, 1, 5, 5), (result, (1, 2, 4, 4))), keep_params_in_input=False))
+        for result in (scaled, steps)
+    ]
+    # Four numbers, each a step off, by twos and then by three; after the last grid one step of that.
+    assert rounding(simplified[0]) == pytest.approx(SPREAD * 0.02 * 4 * 3)
+    assert rounding(simplified[1]) == pytest.approx(SPREAD * 0.25)
+
+
+def test_a_network_that_is_not_quantised_has_no_steps() -> None:
+    net = Network("uint8", 120)
+    weights = net.constant(np.ones((2, 1, 2, 2), np.float32))
+    model = net.model((1, 1, 5, 5), (net.add("Conv", "image", weights), (1, 2, 4, 4)))
+    assert rounding(passes.simplify()(from_onnx(model, keep_params_in_input=False))) == 0
