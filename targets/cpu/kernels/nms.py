@@ -93,15 +93,14 @@ def all_class_nms(spec: AllClassNms, name: str) -> Any:
             def choose(box: Expr, _: Expr) -> None:
                 here = _box(corners, (batch * spec.boxes + box) * 4)
                 alone = kept.overlap(here) < splat(spec.iou_threshold, 1)
-                if above < 0:
+                # A threshold of no overlap at all keeps no box, not even the first.
+                if above < 0 < spec.iou_threshold:
                     alone = tirx.any(alone, scores[batch, label, box] <= splat(0.0, 1))
                 with T.If(alone), T.Then():
                     T.buffer_store(selected, box, [row, kept.number])
                     kept.add(here)
 
-            # Relax keeps no box where any overlap is too much.
-            if spec.iou_threshold > 0:
-                kept.fill(sorter, choose)
+            kept.fill(sorter, choose)
             T.buffer_store(counts, kept.number, [row])
         done = T.alloc_buffer((1,), "int32")
         T.buffer_store(done, _ZERO, [0])

@@ -1,0 +1,231 @@
+"""Operators on plain tensors that have kernels of their own: what is left of Relax when the graph has taken its layers.
+
+Each rule looks at one call and gives the kernel for it, or nothing when the call does not have the form that the kernel
+is for; TVM's own legalisation takes those.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+from tvm import relax
+from tvm.relax.expr_functor import PyExprMutator, mutator
+
+from targets.cpu.kernels import nms, softmax, sort
+from targets.cpu.processors import Processor
+
+#: float32 tensors; the kernels compute in nothing else.
+_FLOAT = "float32"
+
+
+@dataclass(frozen=True, slots=True)
+class KernelCall:
+    """``build(spec, name)`` called with ``arguments``; its results have the types ``results``."""
+
+    name: str
+    build: Callable[[Any, str], Any]
+    spec: Hashable
+    arguments: Sequence[Any]
+    results: Sequence[Any]
+
+
+Rule = Callable[[Any, Processor], "KernelCall | None"]
+
+
+def kernels(processor: Processor) -> Any:
+    """A pass that calls a kernel wherever there is one for an operator."""
+
+    @tvm.transform.module_pass(opt_level=0)  # type: ignore[untyped-decorator]
+    def run(module: Any, _context: Any) -> Any:
+        rewriter = _Rewriter(module, processor)
+        for variable, function in module.functions_items():
+            if isinstance(function, relax.Function):
+                rewriter.builder_.update_func(variable, rewriter.visit_expr(function))
+        return rewriter.builder_.finalize()
+
+    return run
+
+
+@mutator
+class _Rewriter(PyExprMutator):  # type: ignore[misc]
+    def __init__(self, module: Any, processor: Processor) -> None:
+        super().__init__(module)
+        self._processor = processor
+        self._functions: dict[Hashable, Any] = {}
+
+    def visit_call_(self, call: Any) -> Any:
+        call = super().visit_call_(call)
+        operator = getattr(call.op, "name", "").removeprefix("relax.")
+        rule = _RULES.get(operator)
+        found = rule(call, self._processor) if rule else None
+        if found is None:
+            return call
+        key = (found.build, found.spec)
+        if key not in self._functions:
+            name = f"{found.name}_{len(self._functions)}"
+            self._functions[key] = self.builder_.add_func(found.build(found.spec, name), name)
+        results = list(found.results)
+        result = relax.call_tir(
+            self._functions[key], relax.Tuple(list(found.arguments)), results if len(results) > 1 else results[0]
+        )
+        return self._trimmed(result) if found.build is nms.all_class_nms else result
+
+    def _trimmed(self, result: Any) -> Any:
+        """What was found, as many rows as were, and their number: that is known when the kernel has run."""
+        emit = self.builder_.emit
+        both = emit(result)
+        rows, number = emit(relax.TupleGetItem(both, 0)), emit(relax.TupleGetItem(both, 1))
+        ends = emit(relax.op.concat([number, relax.const([3], "int64")]))
+        first, step = relax.const([0, 0], "int64"), relax.const([1, 1], "int64")
+        return relax.Tuple([emit(relax.op.dynamic_strided_slice(rows, first, ends, step)), number])
+
+
+# --- Looking ------------------------------------------------------------------------------------
+
+
+def _shape(expr: Any) -> tuple[int, ...] | None:
+    """The dimensions of a tensor if all of them are numbers, and it is not empty."""
+    shape = getattr(expr.ty, "shape", None)
+    if not isinstance(shape, relax.ShapeExpr) or any(not hasattr(size, "value") for size in shape):
+        return None
+    sizes = tuple(int(size) for size in shape)
+    return sizes if 0 not in sizes and sizes else None
+
+
+def _floats(expr: Any) -> tuple[int, ...] | None:
+    """The dimensions of a tensor of float32."""
+    return _shape(expr) if isinstance(expr.ty, relax.TensorType) and str(expr.ty.dtype) == _FLOAT else None
+
+
+def _number(expr: Any) -> float | None:
+    """The value of a constant of one number."""
+    if isinstance(expr, tvm.ir.GenericConst) and isinstance(expr.value, tvm.runtime.Tensor):
+        values = expr.value.numpy()
+        return float(values.item()) if values.size == 1 else None
+    return None
+
+
+def _lanes(processor: Processor, length: int) -> int:
+    """Lanes of vectors that fit into so many numbers."""
+    return min(processor.lanes, 1 << length.bit_length() - 1)
+
+
+# --- Rules --------------------------------------------------------------------------------------
+
+
+def _softmax(call: Any, processor: Processor) -> KernelCall | None:
+    shape = _floats(call.args[0])
+    if shape is None:
+        return None
+    axis = int(call.attrs.axis) % len(shape)
+    neighbours = math.prod(shape[axis + 1 :])
+    lanes = _lanes(processor, neighbours if neighbours > 1 else shape[axis])
+    log = call.op.name.endswith("log_softmax")
+    spec = softmax.Softmax(shape, axis, lanes, log)
+    return KernelCall("log_softmax" if log else "softmax", softmax.softmax, spec, call.args, [call.ty])
+
+
+def _layer_norm(call: Any, processor: Processor) -> KernelCall | None:
+    shape = _floats(call.args[0])
+    axes = sorted(int(axis) % len(shape) for axis in call.attrs.axes) if shape else []
+    if shape is None or axes != list(range(len(shape) - len(axes), len(shape))):
+        return None
+    if any(_floats(each) != shape[axes[0] :] for each in call.args[1:]):
+        return None
+    lanes = _lanes(processor, math.prod(shape[axes[0] :]))
+    spec = softmax.LayerNorm(shape, len(axes), float(call.attrs.epsilon), lanes)
+    return KernelCall("layer_norm", softmax.layer_norm, spec, call.args, [call.ty])
+
+
+def _sort(call: Any, _: Processor) -> KernelCall | None:
+    spec = _sorted(call, descending=bool(call.attrs.descending), indices=False)
+    return KernelCall("sort", sort.sort, spec, call.args, [call.ty]) if spec else None
+
+
+def _argsort(call: Any, _: Processor) -> KernelCall | None:
+    spec = _sorted(call, descending=bool(call.attrs.descending), values=False, index_dtype=str(call.attrs.dtype))
+    return KernelCall("argsort", sort.sort, spec, call.args, [call.ty]) if spec else None
+
+
+def _topk(call: Any, _: Processor) -> KernelCall | None:
+    kind = str(call.attrs.ret_type)
+    spec = _sorted(
+        call,
+        descending=bool(call.attrs.largest),
+        k=int(call.attrs.k),
+        values=kind != "indices",
+        indices=kind != "values",
+        index_dtype=str(call.attrs.dtype),
+    )
+    return KernelCall("topk", sort.sort, spec, call.args, _parts(call.ty)) if spec else None
+
+
+def _sorted(call: Any, k: int = 0, **how: Any) -> sort.Sort | None:
+    shape, dtype = _shape(call.args[0]), str(call.args[0].ty.dtype)
+    if shape is None or call.attrs.axis is None:
+        return None
+    try:
+        sort.key_bits(dtype)
+    except ValueError:
+        return None
+    axis = int(call.attrs.axis) % len(shape)
+    return sort.Sort(shape, axis, min(k, shape[axis]) if k > 0 else shape[axis], dtype=dtype, **how)
+
+
+def _parts(type_: Any) -> list[Any]:
+    """The types of a result's tensors."""
+    return list(type_.fields) if isinstance(type_, tvm.ir.TupleType) else [type_]
+
+
+def _all_class_nms(call: Any, processor: Processor) -> KernelCall | None:
+    boxes, scores = (_floats(each) for each in call.args[:2])
+    numbers = [_number(each) for each in call.args[2:5]]
+    if boxes is None or scores is None or len(scores) != 3 or None in numbers or call.attrs.output_format != "onnx":
+        return None
+    most, iou, threshold = (float(number or 0) for number in numbers)
+    if most < 1:
+        return None
+    batch, classes, count = scores
+    # No class can keep more than there are, whatever the file says.
+    spec = nms.AllClassNms(batch, classes, count, min(int(most), count), iou, threshold, processor.lanes)
+    results = [relax.TensorType((batch * classes * spec.most, 3), "int64"), relax.TensorType((1,), "int64")]
+    return KernelCall("all_class_nms", nms.all_class_nms, spec, call.args[:2], results)
+
+
+def _nms(call: Any, processor: Processor) -> KernelCall | None:
+    data, attrs = _floats(call.args[0]), call.attrs
+    if data is None or float(attrs.soft_nms_sigma) > 0 or any(str(a.ty.dtype) != "int32" for a in call.args[1:3]):
+        return None
+    batch, boxes, numbers = data
+    spec = nms.Nms(
+        batch,
+        boxes,
+        numbers,
+        most=int(attrs.max_output_size),
+        iou_threshold=float(attrs.iou_threshold),
+        force=bool(attrs.force_suppress),
+        top_k=int(attrs.top_k),
+        coord_start=int(attrs.coord_start),
+        score_index=int(attrs.score_index),
+        id_index=int(attrs.id_index),
+        return_indices=bool(attrs.return_indices),
+        invalid_to_bottom=bool(attrs.invalid_to_bottom),
+        lanes=processor.lanes,
+    )
+    return KernelCall("nms", nms.nms, spec, call.args[:3], _parts(call.ty))
+
+
+_RULES: dict[str, Rule] = {
+    "nn.softmax": _softmax,
+    "nn.log_softmax": _softmax,
+    "nn.layer_norm": _layer_norm,
+    "sort": _sort,
+    "argsort": _argsort,
+    "topk": _topk,
+    "vision.all_class_non_max_suppression": _all_class_nms,
+    "vision.non_max_suppression": _nms,
+}
