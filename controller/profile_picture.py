@@ -99,7 +99,7 @@ def _bars(report: ProfileReport) -> Iterator[str]:
 
 def _roofline(report: ProfileReport, top: int) -> Iterator[str]:
     """Operators that multiply, by operations a byte and GFLOP/s, both logarithmic, below what the machine can do."""
-    yield _text(16, top + 20, "Below the roofline", "title")
+    yield _text(16, top + 20, "Against the roofline", "title")
     points = [one for one in report.operators if one.flops and one.bytes and one.gflops > 0]
     ridge = report.peak_gflops / report.memory_gbytes_per_second
     across = _Scale([ridge, *(one.flops / one.bytes for one in points)], 60, _WIDTH - 80)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 
 from agent.protocol import ProtocolError
@@ -10,6 +9,12 @@ from controller.printable import printable
 from controller.reports import Bound, OperatorReport, ProfileReport
 from controller.tui.figures import milliseconds
 from targets.base import OperatorProfile, OperatorTime
+
+
+#: The finest that clocks tell apart, in seconds.
+_CLOCK = 1e-9
+#: No figure of a device is above this, whatever its unit.
+_MOST = 1e18
 
 
 def analyse(report: ProfileReport, profile: OperatorProfile) -> ProfileReport:
@@ -85,8 +90,8 @@ def _win(calls: Sequence[OperatorReport]) -> float:
 
 
 def _operator(one: OperatorTime, total: float, profile: OperatorProfile) -> OperatorReport:
-    # A clock that did not move between two readings: no rate is known.
-    rate = 1 / one.seconds if one.seconds else 0.0
+    # A clock that did not move between two readings gives no rate.
+    rate = 1 / one.seconds if one.seconds >= _CLOCK else 0.0
     bound: Bound = ""
     if one.flops:
         fed = one.flops / max(one.bytes, 1) * profile.peak_bytes >= profile.peak_flops
@@ -112,8 +117,8 @@ def _check(device: str, profile: OperatorProfile) -> None:
     counts = [count for one in profile.operators for count in (one.flops, one.bytes)]
     peaks = (profile.peak_flops, profile.peak_bytes)
     if not (
-        all(math.isfinite(figure) and figure > 0 for figure in peaks)
-        and all(math.isfinite(figure) and figure >= 0 for figure in times)
-        and all(count >= 0 for count in counts)
+        all(1 <= figure <= _MOST for figure in peaks)
+        and all(0 <= figure <= _MOST for figure in times)
+        and all(0 <= count <= _MOST for count in counts)
     ):
         raise ProtocolError(f"{device} sent a profile with figures that cannot be")

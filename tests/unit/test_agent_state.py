@@ -14,7 +14,7 @@ from agent import events as e
 from agent import protocol as p
 from agent.state import Machine
 from agent.store import SlotRecord
-from targets.base import FleetError
+from targets.base import FleetError, OperatorProfile
 
 TTL, OFFLINE = 60.0, 30.0
 S1, S2 = b"one", b"two"
@@ -65,6 +65,37 @@ def code(effects: list[e.Effect]) -> str:
 def bench(m: Machine, token: str, now: float = 0.0, request: int = 3, bundles: tuple[str, ...] = ()) -> list[e.Effect]:
     asked = p.Bench(token=token, spec=p.BenchSpec(), bundles=list(bundles))
     return m.handle(e.BenchAsked(e.Origin(S1, request), asked, bundles), now)
+
+
+PROFILED = p.Profiled(
+    bundle="b1",
+    model="model of b1",
+    engine="host_clock",
+    profile=OperatorProfile(
+        operators=(), between_seconds=0.0, query_seconds=1.0, peak_flops=1.0, peak_bytes=1.0, threads=1, queries=1
+    ),
+)
+
+
+def test_a_profile_is_a_run_of_the_slots_release_or_of_a_bundle() -> None:
+    m = machine()
+    token = acquire(m)
+    asked = e.ProfileAsked(e.Origin(S1, 5), p.Profile(token=token), "")
+    assert code(m.handle(asked, 0.0)) == "no-release"
+    activate(m, token, "b1")
+    run = only(m.handle(asked, 0.0), e.StartRun).run
+    assert (run.kind, run.bundles, run.models, m.state) == ("profile", ("b1",), ("model of b1",), "benching")
+    assert code(bench(m, token)) == "busy"
+    assert replies(m.handle(e.ProfileFinished(run, PROFILED), 1.0)) == [PROFILED]
+    assert m.state == "leased"
+    other = e.ProfileAsked(e.Origin(S1, 6), p.Profile(token=token, bundle="b2"), "model of b2")
+    assert only(m.handle(other, 1.0), e.StartRun).run.bundles == ("b2",)
+
+
+def test_a_profile_needs_the_lease() -> None:
+    m = machine({"default": SlotRecord(bundle="b1", model="m", activated_at=0.0)})
+    acquire(m)
+    assert code(m.handle(e.ProfileAsked(e.Origin(S2, 5), p.Profile(token="none"), ""), 0.0)) == "leased"
 
 
 def test_a_second_holder_is_refused_and_told_who_has_it() -> None:
@@ -367,6 +398,11 @@ class DeviceModel(RuleBasedStateMachine):
         asked = p.Bench(token=self._some_token(True), spec=p.BenchSpec())
         self._do(e.BenchAsked(self._origin(session), asked, ()))
 
+    @rule(session=st.sampled_from([b"a", b"b"]), bundle=st.sampled_from(["", "b1"]))
+    def profile(self, session: bytes, bundle: str) -> None:
+        asked = p.Profile(token=self._some_token(True), bundle=bundle)
+        self._do(e.ProfileAsked(self._origin(session), asked, bundle))
+
     @rule(session=st.sampled_from([b"a", b"b"]), back=st.integers(1, 5))
     def cancel(self, session: bytes, back: int) -> None:
         origin = self._origin(session)
@@ -380,6 +416,8 @@ class DeviceModel(RuleBasedStateMachine):
             self._do(e.RunBroken(run, p.Failure(code="worker-crashed", message="crashed")))
         elif run.kind == "bench":
             self._do(e.BenchFinished(run, ("r",), b""))
+        elif run.kind == "profile":
+            self._do(e.ProfileFinished(run, PROFILED))
         elif end == "bad":
             self._do(e.CheckFailed(run, "wrong"))
         else:
