@@ -9,6 +9,7 @@ import tvm
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
+from targets.cpu.fold_constants import fold_constants
 from targets.cpu.memory import share_buffers
 
 #: Constants of less than so many bytes that are not floating point (indices, zero points) stay in the library.
@@ -23,6 +24,7 @@ def simplify() -> Any:
             relax.transform.FoldBatchnormToConv2D(),
             relax.transform.DecomposeOpsForInference(),
             relax.transform.CanonicalizeBindings(),
+            fold_constants(),
             relax.transform.FoldConstant(),
             relax.transform.DeadCodeElimination(),
         ]

@@ -8,9 +8,14 @@ from hypothesis import strategies as st
 from targets.cpu.memory import Life, shared
 
 LIVES = st.lists(
-    st.builds(lambda size, first, length: Life(size, first, first + length), st.integers(1, 99), st.integers(0, 20), st.integers(0, 6)),
+    st.builds(
+        lambda size, first, length: Life(size, first, first + length),
+        st.integers(1, 99),
+        st.integers(0, 20),
+        st.integers(0, 6),
+    ),
     max_size=25,
-)  # fmt: skip
+)
 
 
 def total(lives: list[Life], numbers: list[int]) -> int:
