@@ -10,7 +10,6 @@ from controller.reports import Bound, OperatorReport, ProfileReport
 from controller.tui.figures import milliseconds
 from targets.base import OperatorProfile, OperatorTime
 
-
 #: The finest that clocks tell apart, in seconds.
 _CLOCK = 1e-9
 #: No figure of a device is above this, whatever its unit.
