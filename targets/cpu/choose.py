@@ -60,7 +60,11 @@ def tile(
     x: ImageType, y: ImageType, window: Window, groups: int, processor: Processor, *, by_lane: ByLane = ""
 ) -> Tile:
     """The tile of a direct convolution that takes the fewest cycles."""
-    by_lane = by_lane if x.layout.block > 1 else ""
+    if x.layout.block == 1:
+        if by_lane == "vmla":
+            # The order of instructions is written down, and what the next ones need is loaded.
+            processor = replace(processor, registers=processor.registers - AHEAD)
+        by_lane = ""
     (batch, _, rows, columns), blocks = y.shape, y.blocks // groups
     best = min(
         _tiles(blocks, rows, columns, processor, by_lane),

@@ -16,9 +16,12 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from targets.cpu.kernels.images import Image, argument, kernel, ramp, splat
-from targets.cpu.kernels.lanes import ByLane, instructions, multiply_add, multiply_adds
+from targets.cpu.kernels.lanes import ByLane, instructions, multiply_adds, multiply_adds_of_numbers
 from targets.cpu.kernels.program import NOTHING, Bound, Program
 from targets.cpu.layout import ImageType
+
+#: The longest row of a window that is written out.
+MAX_SPAN = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,8 @@ def direct_conv(spec: DirectConv, name: str) -> Any:
     if tile.depth and full_blocks % tile.depth:
         raise ValueError(f"{tile} does not divide {full_blocks} blocks of input channels")
     input_blocks = -(-channels // a)
+    # Positions of the window in a row that are written out.
+    span = max(n for n in range(1, MAX_SPAN + 1) if kernel_w % n == 0) if spec.by_lane and a == 1 else 1
 
     def body() -> None:
         x = Image.argument("x", spec.x)
@@ -121,33 +126,45 @@ def direct_conv(spec: DirectConv, name: str) -> Any:
                     T.buffer_store(sums, splat(0.0, b), [index])
 
             def multiply(row: Any, column: Any, block: Any, lanes: int) -> None:
-                with T.serial(0, kernel_h) as ky, T.serial(0, kernel_w) as kx:
+                with T.serial(0, kernel_h) as ky, T.serial(0, kernel_w // span) as part:
 
-                    def at(r: int, c: int) -> tuple[Any, Any]:
+                    def at(pixel: int, k: int) -> tuple[Any, Any]:
+                        (r, c), kx = pixels[pixel], part * span + k
                         return (
                             (row + r) * stride_h + ky * dilation_h - top,
                             (column + c) * stride_w + kx * dilation_w - left,
                         )
 
-                    def weight(lane: Any, g: int) -> Any:
-                        return weights[group, block, ky, kx, lane, g, ramp(0, b)]
+                    def weight(lane: Any, g: int, k: int = 0) -> Any:
+                        return weights[group, block, ky, part * span + k, lane, g, ramp(0, b)]
 
                     def vector(pixel: int) -> Any:
-                        return x.vector(n, first_block + block, *at(*pixels[pixel]))
+                        return x.vector(n, first_block + block, *at(pixel, 0))
 
-                    if spec.by_lane and lanes == a > 1:
-                        for _, g, pixel, add in multiply_adds(
-                            spec.by_lane, a, b, tile.blocks, len(pixels), weight, vector
-                        ):
-                            T.buffer_store(sums, add(sums[register(g, pixel)]), [register(g, pixel)])
-                    else:
+                    def scalar(lane: Any, pixel: int, k: int = 0) -> Any:
+                        return x.scalar(n, first_block + block, *at(pixel, k), lane)
+
+                    sizes = (b, tile.blocks, len(pixels))
+                    if not spec.by_lane:
                         with T.serial(0, lanes) as lane:
-                            for pixel, (r, c) in enumerate(pixels):
-                                value = x.scalar(n, first_block + block, *at(r, c), lane)
+                            for pixel in range(len(pixels)):
+                                value = scalar(lane, pixel)
                                 for g in range(tile.blocks):
                                     index = register(g, pixel)
-                                    total = multiply_add(spec.by_lane, sums[index], weight(lane, g), value, b)
-                                    T.buffer_store(sums, total, [index])
+                                    T.buffer_store(sums, sums[index] + splat(value, b) * weight(lane, g), [index])
+                    elif lanes == a > 1:
+                        for _, g, pixel, add in multiply_adds(spec.by_lane, a, *sizes, weight, vector):
+                            T.buffer_store(sums, add(sums[register(g, pixel)]), [register(g, pixel)])
+                    else:
+                        # Channels of a block that is not whole, or positions of the window in a plain picture.
+                        for g, pixel, add in multiply_adds_of_numbers(
+                            spec.by_lane,
+                            lanes if a > 1 else span,
+                            *sizes,
+                            weight if a > 1 else lambda k, g: weight(0, g, k),
+                            scalar if a > 1 else lambda k, pixel: scalar(0, pixel, k),
+                        ):
+                            T.buffer_store(sums, add(sums[register(g, pixel)]), [register(g, pixel)])
 
             def finish(row: Any, column: Any) -> None:
                 if rest:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any, Literal
 
 from tvm import tirx
@@ -19,6 +20,8 @@ Expr = Any
 #: or none. LLVM finds ``fmla`` by itself; it writes a ``vmla`` as two instructions as soon as it may fuse operations,
 #: and then hoists all the loads of a loop until no register is left. So ``vmla`` is assembly, in the order given here.
 ByLane = Literal["", "fmla", "vmla"]
+#: What makes the new sum of the old one.
+Adder = Callable[[Expr], Expr]
 
 #: Multiply-adds between a load and what first needs it: four to eight cycles on a processor that does not look ahead.
 AHEAD = 2
@@ -52,9 +55,7 @@ def instructions(form: ByLane) -> contextlib.AbstractContextManager[Any]:
 
 def multiply_add(form: ByLane, total: Expr, weights: Expr, factor: Expr, lanes: int) -> Expr:
     """``total`` + ``weights`` · ``factor``, a number."""
-    if form == "vmla" and lanes == _LANES:
-        return tirx.call_pure_extern("float32x4", "fleet_vmla", total, weights, splat(factor, lanes))
-    return total + splat(factor, lanes) * weights
+    return _by_vector(form, weights, splat(factor, lanes), lanes)(total)
 
 
 def multiply_adds(
@@ -65,30 +66,56 @@ def multiply_adds(
     pixels: int,
     weights: Callable[[int, int], Expr],
     vector: Callable[[int], Expr],
-) -> Iterator[tuple[int, int, int, Callable[[Expr], Expr]]]:
+) -> Iterator[tuple[int, int, int, Adder]]:
     """Multiply-adds of ``blocks`` × ``pixels`` sums, of ``lanes`` numbers each, by each of ``vector_lanes``.
 
-    Yields lane, block, pixel, and what makes the new sum of the old one. ``weights`` loads those of a lane and a block,
+    Yields lane, block, pixel, and what is done to the sum. ``weights`` loads those of a lane and a block,
     ``vector`` the lanes of a pixel; both are called a little before the values are needed.
     """
     steps = [(lane, g, pixel) for lane in range(vector_lanes) for g in range(blocks) for pixel in range(pixels)]
-    held: dict[tuple[int, ...], Expr] = {}
+    held_weights, held_vectors = _held(weights), _held(vector)
+    for lane, g, pixel in _ahead(steps, lambda lane, g, pixel: (held_vectors(pixel), held_weights(lane, g))):
+        yield lane, g, pixel, _by_lane(form, held_weights(lane, g), held_vectors(pixel), lane, lanes)
 
-    def load(lane: int, g: int, pixel: int) -> None:
-        if (pixel,) not in held:
-            held[pixel,] = T.bind(vector(pixel))
-        if (lane, g) not in held:
-            held[lane, g] = T.bind(weights(lane, g))
 
+def multiply_adds_of_numbers(
+    form: ByLane,
+    count: int,
+    lanes: int,
+    blocks: int,
+    pixels: int,
+    weights: Callable[[int, int], Expr],
+    number: Callable[[int, int], Expr],
+) -> Iterator[tuple[int, int, Adder]]:
+    """As :func:`multiply_adds`, by ``count`` numbers of a pixel that lie apart: ``number`` loads one of a pixel."""
+    steps = [(k, g, pixel) for k in range(count) for pixel in range(pixels) for g in range(blocks)]
+    held_weights, held_numbers = _held(weights), _held(lambda k, pixel: splat(number(k, pixel), lanes))
+    for k, g, pixel in _ahead(steps, lambda k, g, pixel: (held_numbers(k, pixel), held_weights(k, g))):
+        yield g, pixel, _by_vector(form, held_weights(k, g), held_numbers(k, pixel), lanes)
+
+
+def _held(load: Callable[..., Expr]) -> Callable[..., Expr]:
+    """``load``, done once for the same arguments."""
+    return cache(lambda *which: T.bind(load(*which)))
+
+
+def _ahead(steps: list[tuple[int, int, int]], load: Callable[[int, int, int], Any]) -> Iterator[tuple[int, int, int]]:
+    """The steps, each when those that come :data:`AHEAD` have been loaded."""
     for step in steps[:AHEAD]:
         load(*step)
-    for index, (lane, g, pixel) in enumerate(steps):
+    for index, step in enumerate(steps):
         if index + AHEAD < len(steps):
             load(*steps[index + AHEAD])
-        yield lane, g, pixel, _adder(form, held[lane, g], held[pixel,], lane, lanes)
+        yield step
 
 
-def _adder(form: ByLane, weights: Expr, vector: Expr, lane: int, lanes: int) -> Callable[[Expr], Expr]:
+def _by_lane(form: ByLane, weights: Expr, vector: Expr, lane: int, lanes: int) -> Adder:
     if form == "vmla" and lanes == _LANES:
         return lambda total: tirx.call_pure_extern("float32x4", f"fleet_vmla_{lane}", total, weights, vector)
     return lambda total: total + splat(tirx.Shuffle([vector], [lane]), lanes) * weights
+
+
+def _by_vector(form: ByLane, weights: Expr, factors: Expr, lanes: int) -> Adder:
+    if form == "vmla" and lanes == _LANES:
+        return lambda total: tirx.call_pure_extern("float32x4", "fleet_vmla", total, weights, factors)
+    return lambda total: total + factors * weights
