@@ -42,14 +42,14 @@ def compile_module(module: Any, machine: Machine, processor: Processor) -> Compi
     """Compile a simplified module. TVM's passes raise many types for what they cannot compile."""
     import tvm
 
-    from targets.cpu import passes
+    from targets.cpu import operators, passes
     from targets.cpu.optimise import optimise
     from targets.cpu.schedule import schedule
 
     target = tvm_target(machine, processor)
     with target:
         module, layers = optimise(module, processor)
-        module, weights = passes.lift_weights(module)
+        module, weights = passes.lift_weights(operators.kernels(processor)(module))
         pipeline = passes.lower(schedule(processor))
         return Compiled(tvm.compile(module, target=target, relax_pipeline=pipeline), weights, layers)
 

@@ -15,7 +15,7 @@ import tvm
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from targets.cpu.kernels import nms, softmax, sort
+from targets.cpu.kernels import dense, matmul, nms, softmax, sort
 from targets.cpu.processors import Processor
 
 #: float32 tensors; the kernels compute in nothing else.
@@ -33,7 +33,9 @@ class KernelCall:
     results: Sequence[Any]
 
 
-Rule = Callable[[Any, Processor], "KernelCall | None"]
+#: What a variable is bound to.
+Lookup = Callable[[Any], Any]
+Rule = Callable[[Any, Processor, Lookup], "KernelCall | None"]
 
 
 def kernels(processor: Processor) -> Any:
@@ -61,7 +63,7 @@ class _Rewriter(PyExprMutator):  # type: ignore[misc]
         call = super().visit_call_(call)
         operator = getattr(call.op, "name", "").removeprefix("relax.")
         rule = _RULES.get(operator)
-        found = rule(call, self._processor) if rule else None
+        found = rule(call, self._processor, self.builder_.lookup_binding) if rule else None
         if found is None:
             return call
         key = (found.build, found.spec)
@@ -117,7 +119,7 @@ def _lanes(processor: Processor, length: int) -> int:
 # --- Rules --------------------------------------------------------------------------------------
 
 
-def _softmax(call: Any, processor: Processor) -> KernelCall | None:
+def _softmax(call: Any, processor: Processor, _: Lookup) -> KernelCall | None:
     shape = _floats(call.args[0])
     if shape is None:
         return None
@@ -129,7 +131,7 @@ def _softmax(call: Any, processor: Processor) -> KernelCall | None:
     return KernelCall("log_softmax" if log else "softmax", softmax.softmax, spec, call.args, [call.ty])
 
 
-def _layer_norm(call: Any, processor: Processor) -> KernelCall | None:
+def _layer_norm(call: Any, processor: Processor, _: Lookup) -> KernelCall | None:
     shape = _floats(call.args[0])
     axes = sorted(int(axis) % len(shape) for axis in call.attrs.axes) if shape else []
     if shape is None or axes != list(range(len(shape) - len(axes), len(shape))):
@@ -141,17 +143,50 @@ def _layer_norm(call: Any, processor: Processor) -> KernelCall | None:
     return KernelCall("layer_norm", softmax.layer_norm, spec, call.args, [call.ty])
 
 
-def _sort(call: Any, _: Processor) -> KernelCall | None:
+def _matmul(call: Any, processor: Processor, lookup: Lookup) -> KernelCall | None:
+    """A product of two activations, matrix by matrix, or of many rows by one matrix."""
+    left, right = call.args
+    a, b, y = _floats(left), _floats(right), _floats(call)
+    if a is None or b is None or y is None or min(len(a), len(b)) < 2:
+        return None
+    if len(b) == 2:
+        batch, rows = 1, math.prod(a[:-1])
+    elif a[:-2] == b[:-2]:
+        batch, rows = math.prod(a[:-2]), a[-2]
+    else:
+        return None
+    inputs, outputs = b[-2:]
+    before: Any = lookup(right) if isinstance(right, relax.Var) else None
+    transposed = before is not None and _swaps_last(before, len(b))
+    if transposed:
+        right, b = before.args[0], _floats(before.args[0]) or b
+    tile, lanes = dense.plan(
+        rows, inputs, outputs, lanes=processor.lanes, registers=processor.registers, l2_bytes=processor.l2_bytes
+    )
+    # Enough jobs for a few threads, if there are not as many matrices.
+    chunk = -(-rows // min(rows, max(1, dense.THREADS // batch)))
+    blocks = (min(tile.rows, chunk), tile.blocks)
+    spec = matmul.MatMul(batch, rows, inputs, outputs, a, b, y, blocks, chunk, lanes, transposed)
+    return KernelCall("matmul", matmul.matmul, spec, [left, right], [call.ty])
+
+
+def _swaps_last(call: Any, rank: int) -> bool:
+    if getattr(getattr(call, "op", None), "name", "") != "relax.permute_dims" or call.attrs.axes is None:
+        return False
+    return [int(axis) for axis in call.attrs.axes] == [*range(rank - 2), rank - 1, rank - 2]
+
+
+def _sort(call: Any, _: Processor, __: Lookup) -> KernelCall | None:
     spec = _sorted(call, descending=bool(call.attrs.descending), indices=False)
     return KernelCall("sort", sort.sort, spec, call.args, [call.ty]) if spec else None
 
 
-def _argsort(call: Any, _: Processor) -> KernelCall | None:
+def _argsort(call: Any, _: Processor, __: Lookup) -> KernelCall | None:
     spec = _sorted(call, descending=bool(call.attrs.descending), values=False, index_dtype=str(call.attrs.dtype))
     return KernelCall("argsort", sort.sort, spec, call.args, [call.ty]) if spec else None
 
 
-def _topk(call: Any, _: Processor) -> KernelCall | None:
+def _topk(call: Any, _: Processor, __: Lookup) -> KernelCall | None:
     kind = str(call.attrs.ret_type)
     spec = _sorted(
         call,
@@ -181,7 +216,7 @@ def _parts(type_: Any) -> list[Any]:
     return list(type_.fields) if isinstance(type_, tvm.ir.TupleType) else [type_]
 
 
-def _all_class_nms(call: Any, processor: Processor) -> KernelCall | None:
+def _all_class_nms(call: Any, processor: Processor, _: Lookup) -> KernelCall | None:
     boxes, scores = (_floats(each) for each in call.args[:2])
     numbers = [_number(each) for each in call.args[2:5]]
     if boxes is None or scores is None or len(scores) != 3 or None in numbers or call.attrs.output_format != "onnx":
@@ -196,7 +231,7 @@ def _all_class_nms(call: Any, processor: Processor) -> KernelCall | None:
     return KernelCall("all_class_nms", nms.all_class_nms, spec, call.args[:2], results)
 
 
-def _nms(call: Any, processor: Processor) -> KernelCall | None:
+def _nms(call: Any, processor: Processor, _: Lookup) -> KernelCall | None:
     data, attrs = _floats(call.args[0]), call.attrs
     if data is None or float(attrs.soft_nms_sigma) > 0 or any(str(a.ty.dtype) != "int32" for a in call.args[1:3]):
         return None
@@ -223,6 +258,7 @@ _RULES: dict[str, Rule] = {
     "nn.softmax": _softmax,
     "nn.log_softmax": _softmax,
     "nn.layer_norm": _layer_norm,
+    "matmul": _matmul,
     "sort": _sort,
     "argsort": _argsort,
     "topk": _topk,

@@ -41,10 +41,10 @@ def flat(*buffers: Any) -> list[Any]:
     return [T.decl_buffer((size,), b.dtype, data=b.data) for size, b in zip(sizes, buffers, strict=True)]
 
 
-def ramp(start: Expr, lanes: int) -> Expr:
-    """Indices of one vector."""
+def ramp(start: Expr, lanes: int, step: int = 1) -> Expr:
+    """Indices of one vector, ``step`` apart."""
     start = tirx.IntImm("int32", start) if isinstance(start, int) else start
-    return start if lanes == 1 else tirx.Ramp(start, 1, lanes)
+    return start if lanes == 1 else tirx.Ramp(start, step, lanes)
 
 
 def splat(value: Expr, lanes: int, dtype: str = "float32") -> Expr:
