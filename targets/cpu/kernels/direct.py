@@ -15,7 +15,7 @@ import numpy.typing as npt
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from targets.cpu.kernels.images import Image, argument, kernel, ramp, splat
+from targets.cpu.kernels.images import Image, argument, kernel, prefetch, ramp, splat
 from targets.cpu.kernels.lanes import ByLane, instructions, multiply_adds, multiply_adds_of_numbers
 from targets.cpu.kernels.program import NOTHING, Bound, Program
 from targets.cpu.layout import ImageType
@@ -107,6 +107,7 @@ def direct_conv(spec: DirectConv, name: str) -> Any:
             return ramp((g * len(pixels) + pixel) * b, b)
 
         strips = -(-row_tiles // tile.strip)
+        tiles = tile.strip * column_tiles
         sums_length = tile.blocks * len(pixels) * b
         depth = tile.depth or full_blocks
         with T.parallel(0, groups * batch * strips) as job, instructions(spec.by_lane):
@@ -125,7 +126,15 @@ def direct_conv(spec: DirectConv, name: str) -> Any:
                 for index in registers:
                     T.buffer_store(sums, splat(0.0, b), [index])
 
-            def multiply(row: Any, column: Any, block: Any, lanes: int) -> None:
+            def fetch_ahead(weight: Any, index: Any) -> None:
+                """Each tile of a strip brings its share of the weights that the strip needs next nearer."""
+                share = -(-a * tile.blocks // tiles)
+                with T.serial(0, share) as line:
+                    at = tirx.min(index * share + line, a * tile.blocks - 1)
+                    prefetch(weight(at // tile.blocks, at % tile.blocks))
+
+            def multiply(row: Any, column: Any, block: Any, lanes: int, ahead: Any = None) -> None:
+                """Add what a block of input channels gives; ``ahead`` is the tile's number in a strip."""
                 with T.serial(0, kernel_h) as ky, T.serial(0, kernel_w // span) as part:
 
                     def at(pixel: int, k: int) -> tuple[Any, Any]:
@@ -145,6 +154,8 @@ def direct_conv(spec: DirectConv, name: str) -> Any:
                         return x.scalar(n, first_block + block, *at(pixel, k), lane)
 
                     sizes = (b, tile.blocks, len(pixels))
+                    if ahead is not None:
+                        fetch_ahead(lambda lane, g: weights[group, block + depth, ky, part * span, lane, g, 0], ahead)
                     if not spec.by_lane:
                         with T.serial(0, lanes) as lane:
                             for pixel in range(len(pixels)):
@@ -174,7 +185,6 @@ def direct_conv(spec: DirectConv, name: str) -> Any:
                         where = (n, group * tile.blocks + g, row + r, column + c)
                         y.put(*where, program(sums[register(g, pixel)], b, *where))
 
-            tiles = tile.strip * column_tiles
             if full_blocks <= depth or tiles == 1:
                 with T.serial(0, tiles) as index:
                     clear()
@@ -196,7 +206,7 @@ def direct_conv(spec: DirectConv, name: str) -> Any:
                 with T.serial(0, full_blocks // depth) as part, T.serial(0, tiles) as index:
                     move(waiting, index * sums_length, sums, 0)
                     with T.serial(0, depth) as block:
-                        multiply(*corner(index), part * depth + block, a)
+                        multiply(*corner(index), part * depth + block, a, ahead=index)
                     move(sums, 0, waiting, index * sums_length)
                 with T.serial(0, tiles) as index:
                     move(waiting, index * sums_length, sums, 0)

@@ -76,6 +76,12 @@ def registers(count: int, lanes: int, dtype: str = "float32") -> list[Any]:
     return [T.alloc_buffer((lanes,), dtype) for _ in range(count)]
 
 
+def prefetch(element: Expr) -> None:
+    """Ask for the cache line of a buffer's element; it may lie behind the buffer's end."""
+    read, second_level, data = tirx.IntImm("int32", 0), tirx.IntImm("int32", 2), tirx.IntImm("int32", 1)
+    T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", tirx.address_of(element), read, second_level, data))
+
+
 @dataclass(frozen=True, slots=True)
 class Image:
     """A buffer of pictures. Coordinates are the picture's own: (0, 0) is its first pixel, the border is around it."""

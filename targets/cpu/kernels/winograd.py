@@ -20,7 +20,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from targets.cpu.kernels import winograd_transforms as transforms
-from targets.cpu.kernels.images import Image, argument, kernel, ramp, splat
+from targets.cpu.kernels.images import Image, argument, kernel, prefetch, ramp, splat
 from targets.cpu.kernels.lanes import ByLane, instructions, multiply_add, multiply_adds
 from targets.cpu.kernels.program import NOTHING, Bound, Program
 from targets.cpu.layout import ImageType
@@ -235,10 +235,8 @@ class _Emitter:
         There are so many shares for each block of a chunk. The addresses run on into the next group, and past the end.
         """
         values = -(-self.a * 9 * self.g * self.b // shares)
-        read, second_level, data = (tirx.const(value, "int32") for value in (0, 2, 1))
         for offset in range(0, values, LINE // FLOAT):
-            after = self.weights[group, (chunk + 1) * self.tile.depth * self.a, share * values + offset]
-            T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", tirx.address_of(after), read, second_level, data))
+            prefetch(self.weights[group, (chunk + 1) * self.tile.depth * self.a, share * values + offset])
 
     # One dimension of scratch is the position; these are indices into the other.
 
