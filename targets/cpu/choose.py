@@ -14,7 +14,7 @@ from targets.cpu.kernels.direct import DirectConv, Tile, Window
 from targets.cpu.kernels.lanes import AHEAD, ByLane
 from targets.cpu.kernels.program import Program
 from targets.cpu.kernels.winograd import WinogradConv
-from targets.cpu.kernels.winograd_plan import cost, plan
+from targets.cpu.kernels.winograd_plan import cost, plan, plans
 from targets.cpu.layout import ImageType
 from targets.cpu.processors import Processor
 
@@ -41,36 +41,81 @@ def convolution(
     """The best of each kind of kernel, the cheapest first. Groups are whole blocks of both pictures."""
     lanes = by_lane(processor)
     fitting = tile(x, y, window, groups, processor, by_lane=lanes)
-    direct = DirectConv(x, y, window, fitting, program, groups, lanes)
-    cycles = _cycles(
-        fitting, y.blocks // groups, *y.shape[2:], y.shape[0] * groups, processor, lanes if x.layout.block > 1 else ""
-    )
-    steps = -(-x.shape[1] // groups) * math.prod(window.kernel)
-    found = [Candidate(direct, cycles * steps * processor.fma_per_cycle * processor.lanes)]
-    if (window.kernel, window.stride, window.dilation, groups) == ((3, 3), (1, 1), (1, 1), 1):
+    found = [_direct(DirectConv(x, y, window, fitting, program, groups, lanes), processor)]
+    if _by_winograd(window, groups):
         sizes = {"registers": processor.registers, "l2_bytes": processor.l2_bytes, "threads": processor.cores}
         winograd = plan(x, y, window.padding, program, **sizes, by_lane=lanes)
         if winograd is not None:
-            slots = cost(winograd, l2_bytes=processor.l2_bytes, threads=processor.cores)
-            found.append(Candidate(winograd, slots))
+            found.append(_winograd(winograd, processor))
     return sorted(found, key=lambda candidate: candidate.cost)
+
+
+def every(
+    x: ImageType, y: ImageType, window: Window, groups: int, program: Program, processor: Processor
+) -> Iterator[Candidate]:
+    """All that could be chosen, in no order: what `convolution` chooses is among them. Some come twice."""
+    lanes = by_lane(processor)
+    known, lane = _of_input(processor, lanes, x)
+    for t in _tiles(y.blocks // groups, *y.shape[2:], known, lane):
+        for cut in _cuts(t, x, y, window, groups, processor):
+            yield _direct(DirectConv(x, y, window, cut, program, groups, lanes), processor)
+    if _by_winograd(window, groups):
+        for spec in plans(
+            x, y, window.padding, program, registers=processor.registers, threads=processor.cores, by_lane=lanes
+        ):
+            yield _winograd(spec, processor)
+
+
+def _by_winograd(window: Window, groups: int) -> bool:
+    return (window.kernel, window.stride, window.dilation, groups) == ((3, 3), (1, 1), (1, 1), 1)
+
+
+def _direct(spec: DirectConv, processor: Processor) -> Candidate:
+    x, y, groups = spec.x, spec.y, spec.groups
+    known, lane = _of_input(processor, spec.by_lane, x)
+    cycles = _cycles(spec.tile, y.blocks // groups, *y.shape[2:], y.shape[0] * groups, known, lane)
+    steps = -(-x.shape[1] // groups) * math.prod(spec.window.kernel)
+    return Candidate(spec, cycles * steps * processor.fma_per_cycle * processor.lanes)
+
+
+def _winograd(spec: WinogradConv, processor: Processor) -> Candidate:
+    return Candidate(spec, cost(spec, l2_bytes=processor.l2_bytes, threads=processor.cores))
 
 
 def tile(
     x: ImageType, y: ImageType, window: Window, groups: int, processor: Processor, *, by_lane: ByLane = ""
 ) -> Tile:
     """The tile of a direct convolution that takes the fewest cycles."""
-    if x.layout.block == 1:
-        if by_lane == "vmla":
-            # The order of instructions is written down, and what the next ones need is loaded.
-            processor = replace(processor, registers=processor.registers - AHEAD)
-        by_lane = ""
+    processor, by_lane = _of_input(processor, by_lane, x)
     (batch, _, rows, columns), blocks = y.shape, y.blocks // groups
     best = min(
         _tiles(blocks, rows, columns, processor, by_lane),
         key=lambda t: _cycles(t, blocks, rows, columns, batch * groups, processor, by_lane),
     )
     return _in_strips(best, x, y, window, groups, processor)
+
+
+def _of_input(processor: Processor, by_lane: ByLane, x: ImageType) -> tuple[Processor, ByLane]:
+    """What a direct convolution of ``x`` finds: plain pixels are not taken by lane."""
+    if x.layout.block > 1:
+        return processor, by_lane
+    if by_lane == "vmla":
+        # The order of instructions is written down, and what the next ones need is loaded.
+        processor = replace(processor, registers=processor.registers - AHEAD)
+    return processor, ""
+
+
+def _cuts(t: Tile, x: ImageType, y: ImageType, window: Window, groups: int, processor: Processor) -> Iterator[Tile]:
+    """The tile as `tile` would cut it, and around that."""
+    cut = _in_strips(t, x, y, window, groups, processor)
+    yield cut
+    if cut == t:
+        return
+    yield t
+    row_tiles, whole_blocks = math.ceil(y.shape[2] / t.rows), x.shape[1] // groups // x.layout.block
+    for depth, strip in itertools.product((cut.depth, whole_blocks, 2 * cut.depth), (cut.strip, 1, 2 * cut.strip)):
+        if whole_blocks % depth == 0 and strip <= row_tiles and strip * math.ceil(y.shape[3] / t.columns) > 1:
+            yield replace(t, depth=depth, strip=strip)
 
 
 def _in_strips(t: Tile, x: ImageType, y: ImageType, window: Window, groups: int, processor: Processor) -> Tile:

@@ -46,10 +46,15 @@ class Depthwise:
 
 def plan(x: ImageType, y: ImageType, window: Window, program: Program, processor: Processor) -> Depthwise:
     """The tile that takes the fewest cycles. Raises ValueError when y's channels are not x's."""
+    return min(plans(x, y, window, program, processor), key=lambda spec: cycles(spec, processor))
+
+
+def plans(x: ImageType, y: ImageType, window: Window, program: Program, processor: Processor) -> Iterator[Depthwise]:
+    """Every tile that fits the processor's registers. Raises ValueError when y's channels are not x's."""
     if x.shape[:2] != y.shape[:2] or x.layout.block != y.layout.block:
         raise ValueError(f"{y} has other channels than {x}, or other blocks")
-    tiles = (Depthwise(x, y, window, rows, columns, program) for rows, columns in _tiles(y, window, processor))
-    return min(tiles, key=lambda spec: _cycles(spec, processor))
+    for rows, columns in _tiles(y, window, processor):
+        yield Depthwise(x, y, window, rows, columns, program)
 
 
 def _tiles(y: ImageType, window: Window, processor: Processor) -> Iterator[tuple[int, int]]:
@@ -61,16 +66,17 @@ def _tiles(y: ImageType, window: Window, processor: Processor) -> Iterator[tuple
             yield rows, columns
 
 
-def _cycles(spec: Depthwise, processor: Processor) -> float:
+def cycles(spec: Depthwise, processor: Processor) -> float:
+    """What one block of channels of one picture takes."""
     (_, _, height, width), (kernel_h, kernel_w) = spec.y.shape, spec.window.kernel
     multiplications = kernel_h * kernel_w * spec.rows * spec.columns
     loads = kernel_h * (kernel_w + spec.rows * len(_needed(spec)))
     # The tiles are independent, so a processor that looks ahead fills some of the time that sums wait for each other;
     # and it is the small tiles that it sees far enough beyond. Seven or eight sums were best with 4, 8 and 16 lanes.
     waiting = kernel_h * kernel_w * LATENCY * 0.75
-    cycles = max(multiplications / processor.fma_per_cycle, loads / processor.loads_per_cycle, waiting)
-    cycles *= 1 + 0.01 * max(0, spec.rows * spec.columns - LATENCY * 2)
-    return (cycles + 0.05 * loads) * -(-height // spec.rows) * -(-width // spec.columns)
+    taken = max(multiplications / processor.fma_per_cycle, loads / processor.loads_per_cycle, waiting)
+    taken *= 1 + 0.01 * max(0, spec.rows * spec.columns - LATENCY * 2)
+    return (taken + 0.05 * loads) * -(-height // spec.rows) * -(-width // spec.columns)
 
 
 def _needed(spec: Depthwise) -> list[int]:

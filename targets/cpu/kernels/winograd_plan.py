@@ -53,17 +53,32 @@ def plan(
     ``registers`` are the processor's vector registers, ``l2_bytes`` the L2 cache of one core. Scratch stays within
     ``scratch_bytes``; where no cut does, there is no plan.
     """
-    if min(x.layout.block, y.layout.block) == 1 or {x.dtype, y.dtype} != {"float32"}:
-        return None
-    fitting = (
-        spec
-        for m in (2, 4)
-        if min(y.shape[2:]) >= m
-        for tile in _tiles(x, y, m, registers, threads, by_lane, scratch_bytes)
-        for spec in [WinogradConv(x, y, padding, m, tile, program, by_lane)]
-        if scratch(spec, threads) <= scratch_bytes
+    fitting = plans(
+        x, y, padding, program, registers=registers, threads=threads, by_lane=by_lane, scratch_bytes=scratch_bytes
     )
     return min(fitting, key=lambda spec: cost(spec, l2_bytes=l2_bytes, threads=threads), default=None)
+
+
+def plans(
+    x: ImageType,
+    y: ImageType,
+    padding: tuple[int, int, int, int],
+    program: Program = NOTHING,
+    *,
+    registers: int,
+    threads: int,
+    by_lane: ByLane = "",
+    scratch_bytes: int = SCRATCH_BYTES,
+) -> Iterator[WinogradConv]:
+    """Every cut that :func:`plan` chooses from; some come twice."""
+    if min(x.layout.block, y.layout.block) == 1 or {x.dtype, y.dtype} != {"float32"}:
+        return
+    for m in (2, 4):
+        if min(y.shape[2:]) >= m:
+            for tile in _tiles(x, y, m, registers, threads, by_lane, scratch_bytes):
+                spec = WinogradConv(x, y, padding, m, tile, program, by_lane)
+                if scratch(spec, threads) <= scratch_bytes:
+                    yield spec
 
 
 def scratch(spec: WinogradConv, threads: int) -> int:
