@@ -119,7 +119,7 @@ def _one(request: BuildRequest, cache: BuildCache, run: Run, listener: Listener,
             request = replace(request, options=host.with_fetched(request.options, cache.root))
         toolchain = host.toolchain(request.options)
         samples = None
-        if isinstance(host, QuantisingHalf):
+        if isinstance(host, QuantisingHalf) and host.quantises(request.options):
             samples = calibration.choose(request.model, str(request.options.get("calibration", "")))
             toolchain["calibration"] = samples.words
         key = cache_key(_key(request, host, toolchain, samples))

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from controller.calibration import Calibration
-from targets.base import BuildOutput, BuiltFile, FleetError, Option, QuantisingHalf, SourceModel
+from targets.base import BuildOutput, BuiltFile, FleetError, HostHalf, Option, QuantisingHalf, SourceModel
 
 LOG = "build.log"
 
@@ -153,7 +153,7 @@ def build(job: Job, progress: Callable[[str, float], None]) -> Done:
     workdir = Path(job.workdir)
     host = find(job.target).host()
     own: tuple[golden.Run, str] | None = None
-    if isinstance(host, QuantisingHalf):
+    if isinstance(host, QuantisingHalf) and host.quantises(job.options):
         chosen = job.calibration or calibration.choose(job.model, "")
         quantised = host.build_quantised(
             job.model,
@@ -164,6 +164,7 @@ def build(job: Job, progress: Callable[[str, float], None]) -> Done:
         )
         output, own = quantised.output, (quantised.reference, quantised.words)
     else:
+        assert isinstance(host, HostHalf)
         output = host.build(job.model, job.options, workdir, progress)
     progress("golden", 1.0)
     data = golden.make(job.model, output.inputs, output.outputs, workdir, own)

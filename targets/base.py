@@ -203,10 +203,14 @@ class Quantised:
 
 @runtime_checkable
 class QuantisingHalf(Protocol):
-    """A host half that makes integers of a network, and so needs samples of its inputs. Otherwise a `HostHalf`.
+    """A host half that can make integers of a network, and needs samples of its inputs for it; or else a `HostHalf`.
 
     The option ``calibration`` is the caller's, who makes ``samples`` of it; the half never sees it.
     """
+
+    def quantises(self, options: Mapping[str, Option]) -> bool:
+        """Whether these options ask for integers. If not, it is built as a :class:`HostHalf` builds."""
+        ...
 
     def toolchain(self, options: Mapping[str, Option]) -> dict[str, str]: ...
 

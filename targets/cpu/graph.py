@@ -84,7 +84,12 @@ class IntegerConvolution:
 
 @dataclass(frozen=True, slots=True)
 class Quantisation:
-    """Nothing but the layer's program, which gives integers, on a picture or a matrix that no kernel gave."""
+    """Nothing but the layer's program, which gives integers, on a picture or a matrix that no kernel gave.
+
+    ``word``: all channels of a pixel become one word, which is what a convolution of integers takes at once.
+    """
+
+    word: bool = False
 
 
 @dataclass(frozen=True, slots=True)

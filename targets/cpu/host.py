@@ -7,13 +7,26 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from targets.base import BuildOutput, FleetError, Option, Requirements, SourceModel, check_options
+from targets.base import (
+    BuildOutput,
+    FleetError,
+    Option,
+    Quantised,
+    Requirements,
+    Samples,
+    SourceModel,
+    TensorSpec,
+    check_options,
+)
 from targets.cpu.compile import LIBRARY, cannot_compile, compile_module, link, write_weights
 from targets.cpu.layers import write_layers
 from targets.cpu.machine import Machine, Processor
 
-OPTIONS = {"mcpu": str, "board": str, "cores": int, "batch": int}
+OPTIONS = {"mcpu": str, "board": str, "cores": int, "batch": int, "precision": str}
+#: What `precision` may be.
+FLOAT, INT8 = "float32", "int8"
 ENGINE = "time_evaluator"
 #: How far results may be from the framework's beside `rtol`, in a network that is not quantised.
 ATOL = 1e-3
@@ -22,12 +35,13 @@ MAX_CORES = 1024
 
 
 class CPUHost:
-    """A :class:`targets.base.HostHalf`. Options:
+    """A :class:`targets.base.HostHalf` and :class:`targets.base.QuantisingHalf`. Options:
 
     ``mcpu``: the processor to compile for, or ``host`` for the best whose features this host has too.
     ``board``: a board's name in its stead, which says its cores and caches too.
     ``cores``: threads that the release will run on, if not all of the board's.
     ``batch``: the first dimension of the model's inputs; 0 keeps the file's.
+    ``precision``: ``float32``, or ``int8`` to quantise the network with samples of its inputs.
     """
 
     def __init__(self, machine: Machine) -> None:
@@ -37,6 +51,9 @@ class CPUHost:
         processor = self._resolve(options)
         return {**tool_versions(), "mcpu": processor.name, "cores": str(processor.cores)}
 
+    def quantises(self, options: Mapping[str, Option]) -> bool:
+        return options.get("precision", FLOAT) == INT8
+
     def build(
         self,
         model: SourceModel,
@@ -45,21 +62,65 @@ class CPUHost:
         progress: Callable[[str, float], None],
     ) -> BuildOutput:
         processor = self._resolve(options)
+        module, inputs, outputs = self._simplified(model, options, progress)
+        return self._compiled(model, module, processor, workdir, progress, inputs, outputs)
+
+    def build_quantised(
+        self,
+        model: SourceModel,
+        options: Mapping[str, Option],
+        samples: Samples,
+        workdir: Path,
+        progress: Callable[[str, float], None],
+    ) -> Quantised:
+        processor = self._resolve(options)
+        module, inputs, outputs = self._simplified(model, options, progress)
+        progress("calibrate", 0.3)
+        from targets.cpu.calibrate import OnThisHost, calibrated
+
+        try:
+            module = calibrated(module, samples(inputs))
+            reference = OnThisHost(module)
+        except FleetError:
+            raise
+        except Exception as error:
+            raise cannot_compile(model.name, self.machine, error) from error
+        output = self._compiled(model, module, processor, workdir, progress, inputs, outputs)
+        return Quantised(output, reference, f"the same integers on {reference.processor.name}")
+
+    def _simplified(
+        self, model: SourceModel, options: Mapping[str, Option], progress: Callable[[str, float], None]
+    ) -> tuple[Any, tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         progress("import", 0.0)
         without_torch(model)
         from targets.cpu import passes
-        from targets.cpu.rounding import rounding
         from targets.relax_import import to_relax
 
         module, inputs, outputs = to_relax(model, int(options.get("batch", 0)))
+        progress("simplify", 0.2)
         try:
-            progress("simplify", 0.2)
-            module = passes.simplify()(module)
-            atol = max(ATOL, rounding(module))
-            progress("compile", 0.4)
-            compiled = compile_module(module, self.machine, processor)
+            return passes.simplify()(module), inputs, outputs
         except Exception as error:
             # TVM's passes raise many types; all of them are about this model.
+            raise cannot_compile(model.name, self.machine, error) from error
+
+    def _compiled(
+        self,
+        model: SourceModel,
+        module: Any,
+        processor: Processor,
+        workdir: Path,
+        progress: Callable[[str, float], None],
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+    ) -> BuildOutput:
+        from targets.cpu.rounding import rounding
+
+        progress("compile", 0.4)
+        try:
+            compiled = compile_module(module, self.machine, processor)
+            atol = max(ATOL, rounding(module))
+        except Exception as error:
             raise cannot_compile(model.name, self.machine, error) from error
         progress("link", 0.9)
         weights = write_weights(compiled.weights, workdir)
@@ -81,8 +142,12 @@ class CPUHost:
         )
 
     def _resolve(self, options: Mapping[str, Option]) -> Processor:
-        check_options(options, OPTIONS, self.machine.uname)
+        # Samples are the caller's business, where there are any.
+        given = {name: value for name, value in options.items() if name != "calibration" or not self.quantises(options)}
+        check_options(given, OPTIONS, self.machine.uname)
         check_batch(options)
+        if options.get("precision", FLOAT) not in (FLOAT, INT8):
+            raise FleetError(f"option 'precision' must be {FLOAT} or {INT8}", code="bad-option")
         mcpu, board, cores = str(options.get("mcpu", "")), str(options.get("board", "")), int(options.get("cores", 0))
         if mcpu and board:
             raise FleetError(

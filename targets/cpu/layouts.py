@@ -17,12 +17,11 @@ from targets.cpu.graph import (
     Value,
 )
 from targets.cpu.kernels.direct import Window
+from targets.cpu.kernels.quantise import WORD
 from targets.cpu.layout import PLAIN, Layout, Shape
 
 #: A border may make a buffer so much larger; a reader that wants more gets a copy of its own.
 GROWTH = 1.6
-#: Channels of a pixel that integer products take from one 32-bit word.
-WORD = 4
 
 
 def border(window: Window, x: Shape, y: Shape) -> tuple[int, int, int, int]:
@@ -78,7 +77,7 @@ def wanted(layer: Layer, value: Value, blocked: set[Value], lanes: int) -> Layou
     block = 1 if isinstance(work, Convolution) and value not in blocked and value.shape[1] < lanes else lanes
     if value not in layer.inputs:
         return Layout(lanes)
-    if isinstance(work, Quantisation) and _few(value):
+    if isinstance(work, Quantisation) and work.word:
         return PLAIN
     if isinstance(work, IntegerConvolution):
         return Layout(width(value, lanes), *border(work.window, *_shapes(layer)))
@@ -90,14 +89,8 @@ def wanted(layer: Layer, value: Value, blocked: set[Value], lanes: int) -> Layou
 
 def width(value: Value, lanes: int) -> int:
     """Channels in a block of the value."""
-    producer = value.producer
-    quantised = isinstance(producer, Layer) and isinstance(producer.work, Quantisation)
-    return WORD if quantised and _few(value) else lanes
-
-
-def _few(value: Value) -> bool:
-    """Whether a picture's channels fit into one word of integers."""
-    return value.shape is not None and value.rank == 4 and value.shape[1] <= WORD <= value.shape[3]
+    work = value.producer.work if isinstance(value.producer, Layer) else None
+    return WORD if isinstance(work, Quantisation) and work.word else lanes
 
 
 class Layouts:

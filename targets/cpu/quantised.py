@@ -33,6 +33,7 @@ from targets.cpu.graph import (
 from targets.cpu.kernels.direct import Window
 from targets.cpu.kernels.products import PLAIN, PMADDWD, SDOT, VPDPBUSD, Product
 from targets.cpu.kernels.program import Operand, Result, Step
+from targets.cpu.kernels.quantise import WORD
 from targets.cpu.layouts import demote
 from targets.cpu.processors import Processor
 
@@ -100,6 +101,9 @@ def quantise(graph: Graph, processor: Processor) -> None:
                 twins[value] = _store(node, how)
         nodes.append(node)
     graph.nodes = _with_floats(graph, nodes, twins)
+    for node in graph.nodes:
+        if isinstance(node, Layer) and isinstance(node.work, Quantisation):
+            node.work = Quantisation(_is_word(graph, node.output))
 
 
 # --- Which values -----------------------------------------------------------------------------------------------
@@ -150,6 +154,23 @@ def _enter(value: Value) -> None:
         before = layer.inputs[0].producer
         if not isinstance(before, Layer) or layer.inputs[0].rank != 4:
             layer.work = Quantisation()
+
+
+def _is_word(graph: Graph, value: Value) -> bool:
+    """Whether a picture's channels fit into one word, and nobody reads them in blocks."""
+    if value.shape is None or value.rank != 4 or not value.shape[1] <= WORD <= value.shape[3]:
+        return False
+    if value in graph.results:
+        return False
+    return all(
+        isinstance(node, Layer) and isinstance(node.work, IntegerConvolution) and value not in _operands(node)
+        for node in graph.nodes
+        if value in node.reads
+    )
+
+
+def _operands(layer: Layer) -> list[Value]:
+    return [operand for operand in layer.operands if isinstance(operand, Value)]
 
 
 def _can_store(layer: Layer) -> bool:

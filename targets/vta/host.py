@@ -80,6 +80,9 @@ class VTAHost:
                     found["bitstream"] = str(path)
         return found
 
+    def quantises(self, options: Mapping[str, Option]) -> bool:
+        return True
+
     def build_quantised(
         self,
         model: SourceModel,

@@ -165,6 +165,18 @@ def test_beside_the_picture_is_zero(processor: Processor) -> None:
     np.testing.assert_allclose(results(run, image)[0], expected(model, image)[0], rtol=1e-3, atol=2e-3)
 
 
+def test_a_picture_that_is_convolved_and_added() -> None:
+    """A first layer reads its few channels as words, a sum reads them in blocks."""
+    net = Network("uint8", 130)
+    x = net.quantised("image", 0.02)
+    total = net.add("Add", net.add("Relu", net.conv(x, 0.02, 3, 3, 3, pads=[1, 1, 1, 1])), x)
+    model = net.model((1, 3, 8, 9), (total, (1, 3, 8, 9)))
+    image = np.random.default_rng(6).standard_normal((1, 3, 8, 9)).astype(np.float32)
+    run, table = compiled(model, BEST)
+    assert kernels(table).count("int8_conv2d") == 1
+    np.testing.assert_allclose(results(run, image)[0], expected(model, image)[0], rtol=1e-3, atol=2e-3)
+
+
 def test_what_no_kernel_multiplies_as_integers_rounds_all_the_same() -> None:
     """Groups, and weights that are on no grid."""
     net = Network("uint8", 120)

@@ -17,6 +17,10 @@ from targets.cpu.layout import ImageType
 Expr = Any
 
 
+#: Channels that a product of bytes takes at once.
+WORD = 4
+
+
 @dataclass(frozen=True, slots=True)
 class Quantise:
     """``x`` is plain, ``y`` has all its channels in one block; the program gives what is stored."""
