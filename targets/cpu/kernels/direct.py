@@ -7,7 +7,9 @@ dilation and the border cost nothing. A dense layer is a convolution over one pi
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,9 @@ from targets.cpu.layout import ImageType
 
 #: The longest row of a window that is written out.
 MAX_SPAN = 12
+
+#: Input channels that the innermost loop is written out for. With sixteen LLVM runs out of registers.
+WRITTEN_OUT = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,12 +162,12 @@ def direct_conv(spec: DirectConv, name: str) -> Any:
                     if ahead is not None:
                         fetch_ahead(lambda lane, g: weights[group, block + depth, ky, part * span, lane, g, 0], ahead)
                     if not spec.by_lane:
-                        with T.serial(0, lanes) as lane:
-                            for pixel in range(len(pixels)):
-                                value = scalar(lane, pixel)
-                                for g in range(tile.blocks):
-                                    index = register(g, pixel)
-                                    T.buffer_store(sums, sums[index] + splat(value, b) * weight(lane, g), [index])
+                        written = math.gcd(lanes, WRITTEN_OUT)
+                        with T.serial(0, lanes // written) as step:
+                            for lane, pixel, g in product(range(written), range(len(pixels)), range(tile.blocks)):
+                                channel, index = step * written + lane, register(g, pixel)
+                                factor = splat(scalar(channel, pixel), b)
+                                T.buffer_store(sums, sums[index] + factor * weight(channel, g), [index])
                     elif lanes == a > 1:
                         for _, g, pixel, add in multiply_adds(spec.by_lane, a, *sizes, weight, vector):
                             T.buffer_store(sums, add(sums[register(g, pixel)]), [register(g, pixel)])
