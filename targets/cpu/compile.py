@@ -11,6 +11,7 @@ from typing import Any
 from targets.base import BuiltFile, ModelError, TensorSpec
 from targets.cpu.layers import LayerTable
 from targets.cpu.machine import Machine, Processor
+from targets.cpu.tuned import Tuned
 
 LIBRARY = "model.so"
 
@@ -38,7 +39,7 @@ class Compiled:
     layers: LayerTable
 
 
-def compile_module(module: Any, machine: Machine, processor: Processor) -> Compiled:
+def compile_module(module: Any, machine: Machine, processor: Processor, tuned: Tuned | None = None) -> Compiled:
     """Compile a simplified module. TVM's passes raise many types for what they cannot compile."""
     import tvm
 
@@ -48,7 +49,7 @@ def compile_module(module: Any, machine: Machine, processor: Processor) -> Compi
 
     target = tvm_target(machine, processor)
     with target:
-        module, layers = optimise(module, processor)
+        module, layers = optimise(module, processor, tuned)
         module, weights = passes.lift_weights(operators.kernels(processor)(module))
         pipeline = passes.lower(schedule(processor))
         return Compiled(tvm.compile(module, target=target, relax_pipeline=pipeline), weights, layers)

@@ -20,11 +20,12 @@ from targets.cpu.layout import PLAIN, ImageType, Layout
 from targets.cpu.layouts import Layouts, wanted
 from targets.cpu.lower import Call, lower
 from targets.cpu.processors import Processor
+from targets.cpu.tuned import Tuned
 
 
-def emit(module: Any, graph: Graph, layouts: Layouts, processor: Processor) -> tuple[Any, LayerTable]:
+def emit(module: Any, graph: Graph, layouts: Layouts, processor: Processor, tuned: Tuned) -> tuple[Any, LayerTable]:
     """The module with a ``main`` that computes the graph by kernels for ``processor``, and what they are."""
-    emitter = _Emitter(module, graph, layouts, processor)
+    emitter = _Emitter(module, graph, layouts, processor, tuned)
     module, most, memory = emitter.run(), emitter.peak, emitter.stream
     return module, LayerTable(
         layers=emitter.rows,
@@ -38,13 +39,14 @@ def emit(module: Any, graph: Graph, layouts: Layouts, processor: Processor) -> t
 
 
 class _Emitter:
-    def __init__(self, module: Any, graph: Graph, layouts: Layouts, processor: Processor) -> None:
+    def __init__(self, module: Any, graph: Graph, layouts: Layouts, processor: Processor, tuned: Tuned) -> None:
         self._main = module["main"]
         others = {var: function for var, function in module.functions_items() if var.name_hint != "main"}
         self._builder = relax.BlockBuilder(tvm.IRModule(others, attrs=module.attrs))
         self._graph = graph
         self._layouts = layouts
         self._processor = processor
+        self._tuned = tuned
         #: Relax variables that hold a value, by layout. Values that are no pictures have PLAIN alone.
         self._at: dict[Value, dict[Layout, Any]] = {value: {PLAIN: value.var} for value in graph.parameters}
         self._kernels: dict[Hashable, Any] = {}
@@ -112,7 +114,7 @@ class _Emitter:
                 types.append(OperandType("channel", ImageType((1, shape[1], 1, 1), Layout(output.layout.block))))
                 operands.append(relax.const(_whole(operand, output)))
         program = Program(tuple(layer.steps), tuple(types))
-        call = lower(layer, [image for _, image in inputs], output, program, self._processor)
+        call = lower(layer, [image for _, image in inputs], output, program, self._processor, self._tuned)
         arguments = [*(var for var, _ in inputs), *map(relax.const, call.constants), *operands]
         operators = [_operator(binding.value) for binding in layer.bindings]
         self._at[layer.output] = {output.layout: self._call(call, arguments, output, layer.output.rank, operators)}

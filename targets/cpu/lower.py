@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from targets.cpu import choose
@@ -26,8 +27,10 @@ from targets.cpu.grouped import widen
 from targets.cpu.kernels import concat, dense, depthwise, direct, int8, pointwise, pool, quantise, resize, winograd
 from targets.cpu.kernels.program import Program
 from targets.cpu.layout import ImageType
+from targets.cpu.problem import Problem, Spec, chosen
 from targets.cpu.processors import Processor
 from targets.cpu.quantised import product
+from targets.cpu.tuned import Tuned
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +47,14 @@ class Call:
     choice: str = ""
 
 
-def lower(layer: Layer, inputs: Sequence[ImageType], output: ImageType, program: Program, processor: Processor) -> Call:
+def lower(
+    layer: Layer, inputs: Sequence[ImageType], output: ImageType, program: Program, processor: Processor, tuned: Tuned
+) -> Call:
     """The call that computes ``output`` of a layer from ``inputs``; ``program`` has the layouts of the operands."""
     work, x = layer.work, inputs[0]
     match work:
         case Convolution():
-            return _convolution(work, x, output, program, processor)
+            return _convolution(work, x, output, program, processor, tuned)
         case Matrix():
             return _matrix(work, x, program, processor)
         case Pooling():
@@ -90,18 +95,30 @@ def _matrix(work: Matrix, x: ImageType, program: Program, processor: Processor) 
     return Call("dense", dense.dense, spec, (packed,), 2 * rows * inputs * outputs, f"matrix product, {spec.tile}")
 
 
-def _convolution(work: Convolution, x: ImageType, y: ImageType, program: Program, processor: Processor) -> Call:
-    a, b = x.layout.block, y.layout.block
+def _convolution(
+    work: Convolution, x: ImageType, y: ImageType, program: Program, processor: Processor, tuned: Tuned
+) -> Call:
     flops = 2 * math.prod(work.weights.shape[1:]) * math.prod(y.shape)
-    if work.groups == x.shape[1] == y.shape[1] > 1 and a == b:
-        depths = depthwise.plan(x, y, work.window, program, processor)
-        packed = depthwise.pack(work.weights, depths)
-        return Call("depthwise_conv2d", depthwise.depthwise, depths, (packed,), flops, "depthwise")
-    weights, groups = widen(work.weights, work.groups, a, b)
-    spec = choose.convolution(x, y, work.window, groups, program, processor)[0].spec
+    weights, groups = work.weights, work.groups
+    each = groups == x.shape[1] == y.shape[1] > 1 and x.layout.block == y.layout.block
+    if not each:
+        weights, groups = widen(weights, groups, x.layout.block, y.layout.block)
+    spec, measured = chosen(Problem(x, y, work.window, groups, program, each), processor, tuned)
+    name, build, packed, words = _kernel(spec, weights)
+    return Call(name, build, spec, (packed,), flops, f"{words}, tuned" if measured else words)
+
+
+def _kernel(
+    spec: Spec, weights: npt.NDArray[np.float32]
+) -> tuple[str, Callable[[Any, str], Any], npt.NDArray[np.float32], str]:
+    """What computes a convolution: its name, what builds it, packed weights, and how it does it."""
+    if isinstance(spec, depthwise.Depthwise):
+        return "depthwise_conv2d", depthwise.depthwise, depthwise.pack(weights, spec), "depthwise"
     if isinstance(spec, winograd.WinogradConv):
-        choice = f"Winograd F({spec.m}×{spec.m}, 3×3), {spec.tile}"
-        return Call("winograd_conv2d", winograd.winograd_conv, spec, (winograd.pack(weights, spec),), flops, choice)
+        words = f"Winograd F({spec.m}×{spec.m}, 3×3), {spec.tile}"
+        return "winograd_conv2d", winograd.winograd_conv, winograd.pack(weights, spec), words
     tile = spec.tile
-    choice = f"direct, {tile.blocks} blocks of {b} channels × {tile.rows} × {tile.columns} in registers"
-    return Call("conv2d", direct.direct_conv, spec, (direct.pack(weights, spec),), flops, choice)
+    words = (
+        f"direct, {tile.blocks} blocks of {spec.y.layout.block} channels × {tile.rows} × {tile.columns} in registers"
+    )
+    return "conv2d", direct.direct_conv, direct.pack(weights, spec), words

@@ -11,11 +11,12 @@ from targets.cpu.layouts import Layouts
 from targets.cpu.processors import Processor
 from targets.cpu.quantised import quantise
 from targets.cpu.read import read
+from targets.cpu.tuned import Tuned
 
 
-def optimise(module: Any, processor: Processor) -> tuple[Any, LayerTable]:
+def optimise(module: Any, processor: Processor, tuned: Tuned | None = None) -> tuple[Any, LayerTable]:
     """``module`` with kernels for ``processor`` in its ``main``, and what they are; what has none stays as it is."""
     graph = read(module["main"])
     fuse(graph)
     quantise(graph, processor)
-    return emit(module, graph, Layouts(graph, processor.lanes), processor)
+    return emit(module, graph, Layouts(graph, processor.lanes), processor, tuned or Tuned())
