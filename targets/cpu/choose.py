@@ -20,6 +20,10 @@ from targets.cpu.processors import Processor
 
 #: Cycles from the start of a multiply-add to its sum (Intel and AMD since 2015: 4; Cortex-A72: 7, A76: 4).
 LATENCY = 4
+#: Registers that x86's form keeps for a broadcast pixel and for weights.
+NOT_SUMS = 4
+#: Tiles of a picture up to which weights that come from memory are what a convolution waits for.
+FEW_TILES = 16
 #: How much of the first-level cache a strip's weights and its unfinished sums may take; the rest is for pixels.
 WEIGHTS_SHARE = 0.375
 SUMS_SHARE = 0.33
@@ -119,12 +123,13 @@ def _cuts(t: Tile, x: ImageType, y: ImageType, window: Window, groups: int, proc
 
 
 def _in_strips(t: Tile, x: ImageType, y: ImageType, window: Window, groups: int, processor: Processor) -> Tile:
-    """The tile, in strips when its weights do not stay in the first-level cache from one tile to the next."""
+    """The tile, in strips when few tiles use each weight and those of a block do not stay in the first-level cache."""
     lanes, whole_blocks = y.layout.block, x.shape[1] // groups // x.layout.block
     weights = 4 * t.blocks * lanes * x.layout.block * math.prod(window.kernel)
-    if weights * whole_blocks <= WEIGHTS_SHARE * processor.l1_bytes:
-        return t
     row_tiles, column_tiles = math.ceil(y.shape[2] / t.rows), math.ceil(y.shape[3] / t.columns)
+    few = y.shape[0] * row_tiles * column_tiles <= FEW_TILES
+    if weights * whole_blocks <= WEIGHTS_SHARE * processor.l1_bytes or not few:
+        return t
     waiting = 4 * t.blocks * lanes * t.rows * t.columns * column_tiles
     strip = min(row_tiles, max(1, int(SUMS_SHARE * processor.l1_bytes // waiting)))
     strip = math.ceil(row_tiles / math.ceil(row_tiles / strip))
@@ -138,10 +143,15 @@ def _in_strips(t: Tile, x: ImageType, y: ImageType, window: Window, groups: int,
 def _tiles(blocks: int, rows: int, columns: int, processor: Processor, by_lane: ByLane) -> Iterator[Tile]:
     for g in (g for g in range(1, min(blocks, 16) + 1) if blocks % g == 0):
         for r, c in itertools.product(range(1, min(rows, 8) + 1), range(1, min(columns, 31) + 1)):
-            # Sums, the weights of one step, and a broadcast pixel (or all of them, where they are read by lane). Where
-            # the order of instructions is written down, a block's weights come when they are needed.
-            weights = min(g, 1 + math.ceil(AHEAD / (r * c))) if by_lane == "vmla" else g
-            if g * r * c + weights + (r * c if by_lane else 1) <= processor.registers:
+            sums = g * r * c
+            if by_lane:
+                # All pixels of a step are in registers. Where the order of instructions is written down, a block's
+                # weights come when they are needed.
+                weights = min(g, 1 + math.ceil(AHEAD / (r * c))) if by_lane == "vmla" else g
+                fits = sums + weights + r * c <= processor.registers
+            else:
+                fits = sums + NOT_SUMS <= processor.registers
+            if fits:
                 yield Tile(g, r, c)
 
 
@@ -155,15 +165,16 @@ def by_lane(processor: Processor) -> ByLane:
 def _cycles(t: Tile, blocks: int, rows: int, columns: int, times: int, processor: Processor, by_lane: ByLane) -> float:
     pixels = t.rows * t.columns
     sums = t.blocks * pixels
-    loads = t.blocks + (pixels / processor.lanes if by_lane else pixels)
-    step = max(
-        sums / processor.fma_per_cycle,
-        loads / processor.loads_per_cycle,
-        LATENCY,
-        t.blocks * processor.lanes * 4 / L2_BYTES,
-    )
-    # Multiply-adds and loads share the front end: of two tiles the one with fewer loads leaves it more room.
-    step += 0.05 * loads
+    if by_lane:
+        loads = t.blocks + pixels / processor.lanes
+    else:
+        # Beside the sums and a broadcast pixel: weights that find no register are read anew for every pixel.
+        held = min(t.blocks, processor.registers - sums - 1)
+        loads = pixels + held + (t.blocks - held) * pixels
+    step = max(sums / processor.fma_per_cycle, loads / processor.loads_per_cycle, LATENCY)
+    # Loads share the front end with the multiply-adds, and weights come from further away than the first-level cache:
+    # neither is hidden wholly. Both shares were measured (Golden Cove). The loop itself takes a cycle.
+    step += 0.1 * loads + 0.15 * t.blocks * processor.lanes * 4 / L2_BYTES + 1
     row_tiles, column_tiles = math.ceil(rows / t.rows), math.ceil(columns / t.columns)
     shares = blocks // t.blocks * row_tiles * times
     even = math.ceil(shares / processor.cores) * processor.cores / shares

@@ -82,7 +82,7 @@ class Draw:
         yield self.convolution(planned=True, plain=True)
         yield self.convolution(planned=False, plain=True)
         yield self.convolution(planned=True, groups=2)
-        # Weights of these do not stay in the first-level cache.
+        # Weights of these do not stay in the first-level cache, and few tiles use each.
         yield self.convolution(planned=True, channels=200)
         for shape in ((1, 70, 33), (9, 50, 41), (33, 130, 64), (3, 20, 3), (5, 9, 1)):
             yield self.matrix(*shape)
@@ -152,6 +152,7 @@ class Draw:
 
     def convolution(self, planned: bool, plain: bool = False, groups: int = 1, channels: int = 0) -> Case:
         shape = self.shape(channels or (groups * self.block * 2 if groups > 1 else 0))
+        shape = (1, channels, 4, 6) if channels else shape
         window = direct.Window((3, 3), padding=(1, 1, 1, 1)) if channels else self.window()
         outputs = groups * self.block * self.number(1, 3) if groups > 1 else self.number(1, 40)
         x = ImageType(shape, Layout(1, *window.padding) if plain else self.border(window.padding))
