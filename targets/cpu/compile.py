@@ -37,6 +37,8 @@ class Compiled:
     #: Names and ``tvm.runtime.Tensor``s of what ``main`` takes after its inputs.
     weights: list[tuple[str, Any]]
     layers: LayerTable
+    #: What a person should know of it.
+    warnings: tuple[str, ...] = ()
 
 
 def compile_module(module: Any, machine: Machine, processor: Processor, tuned: Tuned | None = None) -> Compiled:
@@ -51,8 +53,11 @@ def compile_module(module: Any, machine: Machine, processor: Processor, tuned: T
     with target:
         module, layers = optimise(module, processor, tuned)
         module, weights = passes.lift_weights(operators.kernels(processor)(module))
-        pipeline = passes.lower(schedule(processor))
-        return Compiled(tvm.compile(module, target=target, relax_pipeline=pipeline), weights, layers)
+        plain: list[str] = []
+        pipeline = passes.lower(schedule(processor, plain))
+        executable = tvm.compile(module, target=target, relax_pipeline=pipeline)
+    warnings = tuple(f"operator {name} has no fast code for this processor: it runs, slowly" for name in plain)
+    return Compiled(executable, weights, layers, warnings)
 
 
 def link(executable: Any, machine: Machine, workdir: Path) -> BuiltFile:

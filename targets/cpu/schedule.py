@@ -1,54 +1,92 @@
-"""A default schedule for every loop nest of a network: fuse, tile into registers, vectors inside, threads outside.
+"""A schedule for the loop nests that no kernel is for: tile into registers, vectors inside, threads outside.
 
-It knows no operator but the packed convolution; everything else is scheduled by what its loops look like. A nest that a
-rule does not fit gets the next one, and at last keeps its plain loops: TVM checks every step, and refuses those that
-would change the result.
+It knows no operator: everything is scheduled by what its loops look like. A nest that a rule does not fit gets the next
+one, and at last keeps its plain loops: TVM checks every step, and refuses those that would change the result.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tvm
 from tvm import s_tir, tirx
 
-from targets.cpu import conv
+from targets.cpu.elementary import written_out
 from targets.cpu.machine import Processor
+
+Rule = Callable[[Any, Any, Processor], None]
 
 #: Below so many operations a nest runs on one thread: waking the others costs some microseconds.
 PARALLEL_FROM = 32_768
 #: Fused outer loops should give each of a few threads several shares.
 SHARES = 16
+#: What a loop over a number of times that is only known when it runs counts for.
+UNKNOWN = 1024
 
 
-def schedule(processor: Processor) -> Any:
-    """A pass that schedules every function of loops in a module."""
+#: Operations from which on it is worth saying that they are plain loops.
+WORTH_SAYING = 100_000
+
+
+def schedule(processor: Processor, unscheduled: list[str] | None = None) -> Any:
+    """A pass that schedules every function of loops in a module.
+
+    ``unscheduled`` is given the names of operators of some weight that no rule is for.
+    """
+    found = unscheduled if unscheduled is not None else []
 
     @tvm.transform.module_pass(opt_level=0)  # type: ignore[untyped-decorator]
     def run(module: Any, _context: Any) -> Any:
         for variable, function in module.functions_items():
             if isinstance(function, tirx.PrimFunc) and "tirx.is_scheduled" not in (function.attrs or {}):
-                module[variable] = _scheduled(function, processor)
+                module[variable], plain = _scheduled(written_out(function), processor)
+                name = _operator(str(variable.name_hint))
+                if plain >= WORTH_SAYING and name not in found:
+                    found.append(name)
         return module
 
     return run
+
+
+def _operator(name: str) -> str:
+    """The operator that a function was made for: TVM numbers functions that would have the same name."""
+    name = name.removeprefix("fused_")
+    operators = {operator.rpartition(".")[2] for operator in tvm.ir.Op.list_op_names()}
+    return name if name in operators else name.rstrip("0123456789")
 
 
 class _Unfit(Exception):
     """The nest does not have the form that a rule is for."""
 
 
-def _scheduled(function: Any, processor: Processor) -> Any:
-    for rule in (_tiled, _plain):
-        sch = s_tir.Schedule(function)
-        try:
-            rule(sch, processor)
-        except (_Unfit, s_tir.ScheduleError):
-            continue
-        return sch.mod["main"].with_attr("tirx.is_scheduled", True)
-    return function
+def _scheduled(function: Any, processor: Processor) -> tuple[Any, int]:
+    """The scheduled function, and how many operations of it are still plain loops."""
+    sch = s_tir.Schedule(function)
+    if _attempt(sch, _blocks) is None:
+        # Loops that were written as such have no blocks, and no schedule.
+        return function, _results(function)
+    sch = _attempt(sch, _inline) or sch
+    tiled = _attempt(sch, lambda trial: _tiled(trial, processor))
+    sch, plain = (tiled, 0) if tiled is not None else _plain(sch, processor)
+    return sch.mod["main"].with_attr("tirx.is_scheduled", True), plain
+
+
+def _results(function: Any) -> int:
+    """Numbers in the largest tensor of a function."""
+    shapes = (getattr(param, "shape", ()) for param in function.params)
+    return max((math.prod(map(_size, shape)) for shape in shapes), default=0)
+
+
+def _attempt(sch: Any, rule: Callable[[Any], object]) -> Any:
+    """A schedule on which ``rule`` was applied; nothing where it does not fit."""
+    trial = sch.copy()
+    try:
+        rule(trial)
+    except (_Unfit, s_tir.ScheduleError):
+        return None
+    return trial
 
 
 # --- Rules --------------------------------------------------------------------------------------
@@ -56,7 +94,6 @@ def _scheduled(function: Any, processor: Processor) -> Any:
 
 def _tiled(sch: Any, processor: Processor) -> None:
     """One reduction and elementwise work around it: tiles of its result stay in registers until they are complete."""
-    _inline(sch)
     blocks = _blocks(sch)
     reductions = [block for block in blocks if not _is_spatial(sch, block)]
     if len(reductions) != 1:
@@ -67,9 +104,9 @@ def _tiled(sch: Any, processor: Processor) -> None:
     after = blocks[len(before) + 1 :]
     if len(after) > 1:
         raise _Unfit
-    tiles = _conv_tiles(sch, core, after, processor) or _vector_tiles(sch, core, after, processor)
+    tiles = _vector_tiles(sch, core, after, processor)
     for block in before:
-        _elementwise(sch, block)
+        _elementwise(sch, block, processor)
     # Without elementwise work behind it, the copy from registers to the result takes that place.
     registers = sch.cache_write(core, 0, "local")
     last = after[0] if after else registers
@@ -96,58 +133,80 @@ def _tiled(sch: Any, processor: Processor) -> None:
     _unrolled(sch, sch.get_loops(start)[-len(spatial) :])
 
 
-def _plain(sch: Any, _processor: Processor) -> None:
-    """Anything: each nest by itself, its outer loops over threads."""
-    _inline(sch)
-    for block in _blocks(sch):
-        if _is_spatial(sch, block):
-            _elementwise(sch, block)
-            continue
-        kinds = _kinds(sch, block)
-        leading = kinds.index(False)
-        if leading:
-            _parallel(sch, sch.get_loops(block)[:leading], _work(sch, block))
+def _plain(sch: Any, processor: Processor) -> tuple[Any, int]:
+    """Anything: each nest by itself, by the first of the rules that fits it; and the operations that none fits."""
+    plain = 0
+    for name in [sch.get(block).name_hint for block in _blocks(sch)]:
+        for rule in (_elementwise, _sums_of_rows, _sums_across, _outer):
+
+            def apply(trial: Any, rule: Rule = rule, name: str = name) -> None:
+                rule(trial, trial.get_sblock(name), processor)
+
+            found = _attempt(sch, apply)
+            if found is not None:
+                sch = found
+                break
+        if found is None or rule is _outer:
+            plain += _work(sch, sch.get_sblock(name))
+    return sch, plain
 
 
-def _elementwise(sch: Any, block: Any) -> None:
+def _elementwise(sch: Any, block: Any, _processor: Processor) -> None:
+    """The last loop stays whole: LLVM makes vectors of it."""
+    if not _is_spatial(sch, block):
+        raise _Unfit
     loops = sch.get_loops(block)
-    work = _work(sch, block)
     if len(loops) > 1:
-        _parallel(sch, loops[:-1], work)
+        _parallel(sch, loops[:-1], _work(sch, block))
+
+
+def _sums_of_rows(sch: Any, block: Any, processor: Processor) -> None:
+    """Sum every so many numbers of a row by themselves, in vectors, then these sums: LLVM would keep to one order."""
+    kinds, work = _kinds(sch, block), _work(sch, block)
+    rows = kinds.count(True)
+    if not rows or kinds != [*[True] * rows, False]:
+        raise _Unfit
+    if not _lie_in_rows(sch.get(block), sch.get(block).iter_vars[-1].var):
+        raise _Unfit
+    # Several vectors: a sum waits for the one before it.
+    lanes = max((n for n in _divisors(_extents(sch, block)[-1], 4 * processor.lanes) if n % 4 == 0), default=0)
+    if not lanes:
+        raise _Unfit
+    _, inner = sch.split(sch.get_loops(block)[-1], [None, lanes])
+    partial = sch.rfactor(inner, factor_axis=rows)
+    sch.compute_at(partial, sch.get_loops(block)[rows - 1], preserve_unit_loops=True)
+    loops = sch.get_loops(partial)
+    beside, steps = loops[-2:]
+    sch.reorder(steps, beside)
+    sch.vectorize(beside)
+    _parallel(sch, sch.get_loops(block)[:rows], work)
+    # Last: TVM no longer sees that the halves of a reduction belong together.
+    start = sch.decompose_reduction(partial, steps)
+    sch.vectorize(sch.get_loops(start)[-1])
+
+
+def _sums_across(sch: Any, block: Any, _processor: Processor) -> None:
+    """Neighbours of the result are summed together: the last loop is over them, and LLVM makes vectors of it."""
+    kinds, work = _kinds(sch, block), _work(sch, block)
+    neighbours = [var.var for var in sch.get(block).iter_vars if var.iter_type == tirx.IterVar.DataPar]
+    if not neighbours or not _lie_in_rows(sch.get(block), neighbours[-1]):
+        raise _Unfit
+    pairs = list(zip(sch.get_loops(block), kinds, strict=True))
+    spatial, reduction = ([loop for loop, kind in pairs if kind is wanted] for wanted in (True, False))
+    sch.reorder(*spatial[:-1], *reduction, spatial[-1])
+    if len(spatial) > 1:
+        _parallel(sch, spatial[:-1], work)
+    sch.decompose_reduction(block, reduction[0])
+
+
+def _outer(sch: Any, block: Any, _processor: Processor) -> None:
+    """The loops before the first that is summed over go to threads: nothing else is known for such a nest."""
+    leading = _kinds(sch, block).index(False)
+    if leading:
+        _parallel(sch, sch.get_loops(block)[:leading], _work(sch, block))
 
 
 # --- Tiles --------------------------------------------------------------------------------------
-
-
-def _conv_tiles(sch: Any, core: Any, after: Sequence[Any], processor: Processor) -> list[int] | None:
-    """Tile of a packed convolution's N, C, H, W; nothing for other reductions.
-
-    A tile's accumulators and the pixels that the compiler keeps for the next column must fit the registers together.
-    """
-    if sch.get(core).name_hint != conv.NAME or not after:
-        return None
-    _, groups, rows, columns, lanes, *_ = _extents(sch, core)
-    group, row, column = tile_sizes(groups, rows, columns, processor.registers)
-    return [1, group * lanes, row, column]
-
-
-def tile_sizes(groups: int, rows: int, columns: int, registers: int) -> tuple[int, int, int]:
-    """How many groups of channels, rows and columns of a convolution's result to keep in registers; each divides."""
-    budget = registers - 2
-
-    def value(tile: tuple[int, int, int]) -> tuple[int, int, int]:
-        group, row, column = tile
-        # Twelve sums hide the latency of a multiply-add. Measured: one group is up to twice as fast as several.
-        return min(group * row * column, 12), -group, column
-
-    fitting = [
-        (group, row, column)
-        for group in _divisors(groups, 4)
-        for row in _divisors(rows, 4)
-        for column in _divisors(columns, budget)
-        if group * row * column + row * column <= budget
-    ]
-    return max(fitting, key=value)
 
 
 def _vector_tiles(sch: Any, core: Any, after: Sequence[Any], processor: Processor) -> list[int]:
@@ -155,13 +214,10 @@ def _vector_tiles(sch: Any, core: Any, after: Sequence[Any], processor: Processo
     block = sch.get(core)
     spatial = [var for var in block.iter_vars if var.iter_type == tirx.IterVar.DataPar]
     extents = _extents(sch, after[0] if after else core)[: len(spatial)]
-    if not spatial or (after and extents != [int(var.dom.extent) for var in spatial]):
+    if not spatial or (after and extents != [_size(var.dom.extent) for var in spatial]):
         raise _Unfit
-    along = spatial[-1].var
-    for region in block.reads:
-        for index, part in enumerate(region.region):
-            if index < len(region.region) - 1 and _uses(part.min, along):
-                raise _Unfit
+    if not _lie_in_rows(block, spatial[-1].var):
+        raise _Unfit
     most = 4 * processor.lanes
     for step in (processor.lanes, processor.lanes // 2, processor.lanes // 4):
         sizes = [size for size in _divisors(extents[-1], most) if step > 1 and size % step == 0]
@@ -190,7 +246,7 @@ def _parallel(sch: Any, loops: Sequence[Any], work: int) -> None:
     if work < PARALLEL_FROM:
         return
     count = 1
-    while count < len(loops) and math.prod(int(sch.get(loop).extent) for loop in loops[:count]) < SHARES:
+    while count < len(loops) and math.prod(_size(sch.get(loop).extent) for loop in loops[:count]) < SHARES:
         count += 1
     sch.parallel(sch.fuse(*loops[:count]) if count > 1 else loops[0])
 
@@ -225,8 +281,17 @@ def _is_spatial(sch: Any, block: Any) -> bool:
     return all(var.iter_type == tirx.IterVar.DataPar for var in sch.get(block).iter_vars)
 
 
+def _lie_in_rows(block: Any, along: Any) -> bool:
+    """Whether neighbours along a variable lie next to each other in all that a block reads."""
+    return not any(_uses(index.min, along) for region in block.reads for index in region.region[:-1])
+
+
+def _size(extent: Any) -> int:
+    return int(extent) if isinstance(extent, tirx.IntImm) else UNKNOWN
+
+
 def _extents(sch: Any, block: Any) -> list[int]:
-    return [int(var.dom.extent) for var in sch.get(block).iter_vars]
+    return [_size(var.dom.extent) for var in sch.get(block).iter_vars]
 
 
 def _work(sch: Any, block: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from build_fixtures import home_with_tools, model
-from onnx import helper
+from onnx import TensorProto, helper, numpy_helper
 from test_build import TWO, assert_right, good, ran, zig
 
 from controller import sources
@@ -61,9 +62,81 @@ def mixed(path: Path) -> Path:
     return path
 
 
+def rows(path: Path) -> Path:
+    """Attention, sums along and across rows, sorting, and convolutions that no kernel is for; of 2×32×157."""
+    noise = np.random.default_rng(2)
+    nodes: list[Any] = []
+    weights: list[Any] = []
+
+    def constant(value: Any) -> str:
+        array = np.asarray(value)
+        array = array.astype(np.float32) if array.dtype.kind == "f" else array
+        weights.append(numpy_helper.from_array(array, f"constant{len(weights)}"))
+        return str(weights[-1].name)
+
+    def noisy(*shape: int) -> str:
+        return constant(noise.standard_normal(shape) * 0.2)
+
+    def add(operator: str, inputs: list[str], output: str, more: Sequence[str] = (), **attributes: Any) -> str:
+        nodes.append(helper.make_node(operator, inputs, [output, *more], name=f"node-{output}", **attributes))
+        return output
+
+    def as_floats(name: str) -> None:
+        add("Cast", [name], f"{name}_floats", to=TensorProto.FLOAT)
+
+    columns = add("Transpose", ["rows"], "columns", perm=[0, 2, 1])
+    attention = add("Softmax", [add("MatMul", [columns, "rows"], "products")], "attention", axis=-1)
+    values = add("MatMul", [attention, columns], "values")
+    linear = add("Add", [add("MatMul", [values, noisy(32, 48)], "linear"), noisy(48)], "biased")
+    add("Add", [add("Mul", [linear, add("Sigmoid", [linear], "gate")], "swish"), add("Exp", [linear], "power")], "sum")
+    add("ReduceMean", ["rows"], "row_means", axes=[2], keepdims=0)
+    add("ReduceMean", ["rows"], "column_means", axes=[1], keepdims=0)
+    add("ReduceMax", ["rows"], "largest", axes=[0, 1], keepdims=0)
+    add("ReduceSum", [values, constant(np.array([2]))], "sums", keepdims=0)
+    as_floats(add("ArgMax", ["rows"], "where", axis=2, keepdims=0))
+    add("TopK", ["rows", constant(np.array([5]))], "top", ["places"], axis=2)
+    as_floats("places")
+    add("CumSum", ["rows", constant(np.array(1))], "running")
+    add("Tanh", [add("Erf", ["rows"], "erf")], "tanh")
+    add("Conv", ["rows", noisy(6, 32, 3)], "line", pads=[1, 1])
+    solid = add("Reshape", ["rows", constant(np.array([2, 4, 8, 1, 157]))], "solid")
+    add("Conv", [solid, noisy(3, 4, 3, 1, 3)], "block", pads=[1, 0, 1, 1, 0, 1])
+    picture = add("Reshape", ["rows", constant(np.array([2, 8, 4, 157]))], "picture")
+    add("ConvTranspose", [picture, noisy(8, 5, 3, 3)], "larger", strides=[2, 2])
+    cut = ([1, 2], [30, 100], [1, 2], [3, 2])
+    add("Slice", ["rows", *(constant(np.array(part)) for part in cut)], "cut")
+    add("Where", [add("Greater", ["rows", constant(0.0)], "positive"), "rows", noisy(157)], "chosen")
+    outputs = {
+        "sum": [2, 157, 48],
+        "row_means": [2, 32],
+        "column_means": [2, 157],
+        "largest": [157],
+        "sums": [2, 157],
+        "where_floats": [2, 32],
+        "top": [2, 32, 5],
+        "places_floats": [2, 32, 5],
+        "running": [2, 32, 157],
+        "tanh": [2, 32, 157],
+        "line": [2, 6, 157],
+        "block": [2, 3, 8, 1, 157],
+        "larger": [2, 5, 9, 315],
+        "cut": [2, 10, 49],
+        "chosen": [2, 32, 157],
+    }
+    described = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()]
+    given = helper.make_tensor_value_info("rows", TensorProto.FLOAT, [2, 32, 157])
+    graph = helper.make_graph(nodes, "rows", [given], described, weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+MODELS = {"mixed": mixed, "rows": rows}
+
+
+@pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("mcpu", ["host", "x86-64-v3", "x86-64-v2", "generic"])
-def test_every_nest_is_computed_right(mcpu: str, home: Home, tmp_path: Path) -> None:
-    source = sources.resolve(str(mixed(tmp_path / "mixed.onnx")), home=home)
+def test_every_nest_is_computed_right(name: str, mcpu: str, home: Home, tmp_path: Path) -> None:
+    source = sources.resolve(str(MODELS[name](tmp_path / f"{name}.onnx")), home=home)
     (built,) = build([BuildRequest(source, "x86", {"mcpu": mcpu})], home=home)
     found = ran(good(built), tmp_path, threads=TWO)
     if "lacks" in str(found["unmet"]):
@@ -71,23 +144,9 @@ def test_every_nest_is_computed_right(mcpu: str, home: Home, tmp_path: Path) -> 
     assert_right(found)
 
 
+@pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("target", ["arm64", "armv7"])
-def test_every_nest_compiles_for_arm(target: str, home: Home, tmp_path: Path) -> None:
-    source = sources.resolve(str(mixed(tmp_path / "mixed.onnx")), home=home)
+def test_every_nest_compiles_for_arm(name: str, target: str, home: Home, tmp_path: Path) -> None:
+    source = sources.resolve(str(MODELS[name](tmp_path / f"{name}.onnx")), home=home)
     (built,) = build([BuildRequest(source, target)], home=home)
     assert good(built).size > 10_000
-
-
-def test_packed_convolutions_are_tiled() -> None:
-    """The rule for convolutions is one that fits: without it a network is forty times as slow."""
-    from targets.cpu.machine import X86_MACHINE
-    from targets.cpu.schedule import tile_sizes
-
-    for name, processor in X86_MACHINE.processors.items():
-        for rows, columns in ((56, 56), (7, 7), (13, 13), (1, 1), (19, 38)):
-            group, row, column = tile_sizes(4, rows, columns, processor.registers)
-            assert group * row * column + row * column <= processor.registers - 2, name
-            assert rows % row == 0 and columns % column == 0 and 4 % group == 0
-            if rows * columns >= 49:
-                assert group * row * column >= 4, (name, rows, columns)
-    assert tile_sizes(4, 56, 56, 32) == (1, 1, 14)
