@@ -49,6 +49,11 @@ class Home:
         return self.data / "keys"
 
     @property
+    def tuned(self) -> Path:
+        """What `fleet tune` found, a file for each processor."""
+        return self.data / "tuned"
+
+    @property
     def sim(self) -> Path:
         """One folder per simulated board."""
         return self.state / "sim"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Option = str | int | float | bool
 #: Options that name files of the host. A bundle says what was in them (`HostHalf.toolchain`), never where they lay.
-LOCAL_OPTIONS = frozenset({"bitstream", "calibration", "config"})
+LOCAL_OPTIONS = frozenset({"bitstream", "calibration", "config", "tuned"})
 Role = Literal["library", "weight", "golden-input", "golden-output", "extra"]
 
 
@@ -149,6 +149,8 @@ class BuildOutput(msgspec.Struct, frozen=True):
     #: Allowed difference from the reference: ``|a - b| <= atol + rtol * |b|``.
     rtol: float = 1e-3
     atol: float = 1e-3
+    #: What a person should know of this build, although it succeeded.
+    warnings: tuple[str, ...] = ()
 
 
 @runtime_checkable

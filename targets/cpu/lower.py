@@ -104,21 +104,33 @@ def _convolution(
     if not each:
         weights, groups = widen(weights, groups, x.layout.block, y.layout.block)
     spec, measured = chosen(Problem(x, y, work.window, groups, program, each), processor, tuned)
-    name, build, packed, words = _kernel(spec, weights)
-    return Call(name, build, spec, (packed,), flops, f"{words}, tuned" if measured else words)
+    made = kernel(spec)
+    choice = f"{made.words}, tuned" if measured else made.words
+    return Call(made.name, made.build, spec, (made.pack(weights, spec),), flops, choice)
 
 
-def _kernel(
-    spec: Spec, weights: npt.NDArray[np.float32]
-) -> tuple[str, Callable[[Any, str], Any], npt.NDArray[np.float32], str]:
-    """What computes a convolution: its name, what builds it, packed weights, and how it does it."""
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """How a specification is made code: the kernel's name, what builds it, what packs its weights, and words for it."""
+
+    name: str
+    build: Callable[[Any, str], Any]
+    pack: Callable[[npt.NDArray[np.float32], Any], npt.NDArray[np.float32]]
+    words: str
+
+
+def kernel(spec: Spec) -> Kernel:
+    """What computes a convolution in this way. Its arguments: the picture, packed weights, operands, the result."""
     if isinstance(spec, depthwise.Depthwise):
-        return "depthwise_conv2d", depthwise.depthwise, depthwise.pack(weights, spec), "depthwise"
+        words = f"depthwise, {spec.rows} × {spec.columns} in registers"
+        return Kernel("depthwise_conv2d", depthwise.depthwise, depthwise.pack, words)
     if isinstance(spec, winograd.WinogradConv):
         words = f"Winograd F({spec.m}×{spec.m}, 3×3), {spec.tile}"
-        return "winograd_conv2d", winograd.winograd_conv, winograd.pack(weights, spec), words
+        return Kernel("winograd_conv2d", winograd.winograd_conv, winograd.pack, words)
     tile = spec.tile
     words = (
         f"direct, {tile.blocks} blocks of {spec.y.layout.block} channels × {tile.rows} × {tile.columns} in registers"
     )
-    return "conv2d", direct.direct_conv, direct.pack(weights, spec), words
+    if tile.depth:
+        words += f", strips of {tile.strip} with {tile.depth} blocks of inputs"
+    return Kernel("conv2d", direct.direct_conv, direct.pack, words)

@@ -83,6 +83,7 @@ def chosen(problem: Problem, processor: Processor, tuned: Tuned) -> tuple[Spec, 
 
     What is in ``tuned`` and does not fit is told there.
     """
+    tuned.asked.append(problem)
     entry = tuned.entries.get(signature(problem, processor))
     if entry is not None:
         spec = spec_of(entry.choice, problem, processor)

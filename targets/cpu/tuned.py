@@ -8,7 +8,7 @@ compiler: what was tuned is part of the build cache's key.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,7 +16,8 @@ import msgspec
 
 from targets.base import FleetError
 from targets.cpu.processors import Processor
-from targets.files import read_bounded, write_atomic
+from targets.files import disk_errors, make_directory, read_bounded, write_atomic
+from targets.tuning import Finding
 
 #: Files that come with this package, and the most bytes of one.
 FOLDER = Path(__file__).with_name("tuned")
@@ -92,6 +93,8 @@ class Tuned:
         self.entries: Mapping[str, Entry] = {entry.signature: entry for entry in entries}
         #: What a person should know of entries that could not be used.
         self.warnings: list[str] = []
+        #: Problems (`targets.cpu.problem.Problem`) that it was asked for, in order.
+        self.asked: list[Hashable] = []
 
     @property
     def digest(self) -> str:
@@ -146,7 +149,31 @@ def read(path: Path, machine: str, processor: Processor) -> Database:
     return found
 
 
-def write(path: Path, database: Database) -> None:
-    """Write a file, entries in the order of their signatures: a repository shows what changed."""
-    ordered = msgspec.structs.replace(database, entries=sorted(database.entries, key=lambda entry: entry.signature))
-    write_atomic(path, msgspec.json.format(msgspec.json.encode(ordered), indent=1) + b"\n")
+def keep(
+    path: Path, machine: str, processor: Processor, found: Sequence[Finding], toolchain: Mapping[str, str]
+) -> None:
+    """Bring a file up to date, or make it; raises FleetError ``bad-tuning`` as `read` does.
+
+    Entries stay in the order of their signatures: a repository shows what changed. Where the default was found to be
+    the fastest there is no entry, unless the file that comes with this package has one to overrule.
+    """
+    kept = {entry.signature: entry for entry in read(path, machine, processor).entries} if path.exists() else {}
+    packaged = {} if path.resolve() == (FOLDER / path.name).resolve() else load(machine, processor).entries
+    for one in found:
+        kept.pop(one.signature, None)
+        choice = one.choice or (one.default_choice if one.signature in packaged else "")
+        if choice:
+            kept[one.signature] = Entry(
+                signature=one.signature,
+                choice=msgspec.json.decode(choice, type=Choice),
+                ms=one.ms if one.choice else one.default_ms,
+                default_ms=one.default_ms,
+                device=one.device,
+                date=one.date,
+                toolchain=dict(toolchain),
+            )
+    entries = sorted(kept.values(), key=lambda entry: entry.signature)
+    database = Database(machine=machine, processor=processor.name, entries=entries)
+    with disk_errors(str(path)):
+        make_directory(path.parent)
+        write_atomic(path, msgspec.json.format(msgspec.json.encode(database), indent=1) + b"\n")

@@ -1,0 +1,204 @@
+"""Kernels measured in turn on a device, as a runner of TVM's MetaSchedule.
+
+MetaSchedule's own runner times one kernel after the other, each in a session of its own, on whatever numbers are in
+memory. On a machine that does other things too, two such times say little about which kernel is the faster; and a
+kernel that computes something else would win unnoticed. So this runner takes all kernels into one session, compares
+what they compute, and goes round them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy.typing as npt
+from tvm import rpc
+from tvm.ir.utils import derived_object
+from tvm.runtime import tensor
+from tvm.s_tir.meta_schedule.runner import PyRunner, RunnerResult
+from tvm.s_tir.meta_schedule.runner.runner import PyRunnerFuture
+
+from targets.base import FleetError
+from targets.tuning import Endpoint
+from targets.tvm_rpc import TrackerCode, TrackerConnection, WireError
+
+Array = npt.NDArray[Any]
+
+#: Seconds for which the device keeps a session, whatever happens in it.
+SESSION_SECONDS = 120
+#: Seconds to wait for a device that a tracker has lent to somebody else.
+REQUEST_SECONDS = 60.0
+PRIORITY = 1
+#: A kernel runs for about so long in each round, but so many times at least and at most; the median counts.
+ROUND_SECONDS = 5e-3
+LEAST, MOST = 3, 50
+#: A function of TVM's runtime that drives all arguments but the first out of the caches. Between two calls of a kernel
+#: the rest of the network does that, to weights above all.
+FLUSH = "cache_flush_cpu_non_first_arg"
+
+
+@derived_object
+class Finished(PyRunnerFuture):  # type: ignore[misc]
+    """A result that is there already."""
+
+    def __init__(self, seconds: Sequence[float] | None, error: str | None) -> None:
+        super().__init__()
+        self._seconds, self._error = seconds, error
+
+    def done(self) -> bool:
+        return True
+
+    def result(self) -> Any:
+        return RunnerResult(self._seconds, self._error)
+
+
+@derived_object
+class RaceRunner(PyRunner):  # type: ignore[misc]
+    """Times inputs in turn: number i of each result was taken in the same round. The first input is the measure of
+    the others, which get an error if they compute something else. Libraries have one function, ``main``.
+
+    A failure ends the race: the input at fault has an error, those not yet timed have no times.
+    """
+
+    def __init__(
+        self,
+        at: Endpoint,
+        arguments: Mapping[str, Sequence[Array]],
+        *,
+        rounds: int,
+        threads: int,
+        flush: bool,
+        alike: Callable[[Array, Array], bool],
+    ) -> None:
+        """``arguments`` by the library's path, the output last; ``threads`` are those that the device must have."""
+        super().__init__()
+        self._at, self._arguments, self._rounds = at, arguments, rounds
+        self._threads, self._flush, self._alike = threads, flush, alike
+
+    def run(self, runner_inputs: list[Any]) -> list[Any]:
+        """Raises FleetError for what is no kernel's fault: the device cannot be reached, or has too few threads."""
+        seconds: list[list[float]] = [[] for _ in runner_inputs]
+        errors: list[str | None] = [None for _ in runner_inputs]
+        remote = connect(self._at)
+        index = 0
+        try:
+            self._check_threads(remote)
+            kernels = []
+            for index, one in enumerate(runner_inputs):
+                kernels.append(self._loaded(remote, index, str(one.artifact_path)))
+            expected = kernels[0].output()
+            for index in range(1, len(kernels)):
+                if not self._alike(expected, kernels[index].output()):
+                    raise _Wrong("it computes something else than the default")
+            for index in range(len(kernels)):
+                kernels[index].find_pace()
+            for _ in range(self._rounds):
+                for index in range(len(kernels)):
+                    seconds[index].append(kernels[index].time())
+        except FleetError:
+            raise
+        except Exception as error:
+            # TVM raises many types when a session ends; what was under way ended it.
+            errors[index] = _words(error)
+        finally:
+            kernels = []
+            del remote
+            # A session ends with its last object, and the next one waits for that.
+            gc.collect()
+        return [Finished(*pair) for pair in zip(seconds, errors, strict=True)]
+
+    def _check_threads(self, remote: Any) -> None:
+        threads = int(remote.get_function("runtime.NumThreads")())
+        if threads != self._threads:
+            raise FleetError(
+                f"the device runs kernels on {threads} threads, and this build is for {self._threads}",
+                code="threads",
+                hint=f"tune with --option cores={threads}",
+            )
+
+    def _loaded(self, remote: Any, index: int, path: str) -> _Kernel:
+        # Two libraries of one name would be one file there.
+        name = f"{index}-{Path(path).name}"
+        remote.upload(path, name)
+        module = remote.load_module(name)
+        device = remote.cpu(0)
+        return _Kernel(module, device, [tensor(array, device) for array in self._arguments[path]], self._flush)
+
+
+class _Wrong(Exception):
+    """A kernel that is of no use."""
+
+
+class _Kernel:
+    """A kernel on the device with its arguments."""
+
+    def __init__(self, module: Any, device: Any, arguments: list[Any], flush: bool) -> None:
+        self._module, self._device, self._arguments = module, device, arguments
+        self._before = FLUSH if flush else ""
+        self._evaluate = self._evaluator(LEAST)
+
+    def output(self) -> Array:
+        """What it computes."""
+        self._module["main"](*self._arguments)
+        result: Array = self._arguments[-1].numpy()
+        return result
+
+    def find_pace(self) -> None:
+        """Run it for the first time on what it shall be timed with, to see how often fills a round."""
+        taken = max(self.time(), 1e-6)
+        self._evaluate = self._evaluator(min(MOST, max(LEAST, math.ceil(ROUND_SECONDS / taken))))
+
+    def time(self) -> float:
+        """Seconds of one call in this round."""
+        return float(statistics.median(self._evaluate(*self._arguments).results))
+
+    def _evaluator(self, calls: int) -> Any:
+        return self._module.time_evaluator("main", self._device, number=1, repeat=calls, f_preproc=self._before)
+
+
+# --- Reaching the device ------------------------------------------------------------------------
+
+
+def connect(at: Endpoint) -> Any:
+    """A TVM RPC session of its own. Raises FleetError ``unreachable``."""
+    try:
+        host, port, key = asyncio.run(_requested(at)) if at.tracker else (at.host, at.port, at.key)
+        return rpc.connect(host, port, key=key, session_timeout=SESSION_SECONDS)
+    except (OSError, WireError) as error:
+        why = str(error)
+    except Exception as error:
+        why = _words(error)
+    what = f"'{at.key}' of the tracker at" if at.tracker else "TVM RPC at"
+    raise FleetError(
+        f"cannot reach {what} {at.host}:{at.port}: {why}",
+        code="unreachable",
+        hint="`fleet tracker status` lists what is registered" if at.tracker else "is the agent running there?",
+    )
+
+
+async def _requested(at: Endpoint) -> tuple[str, int, str]:
+    """Address and one-time key of a free device."""
+    tracker = TrackerConnection(at.host, at.port)
+    try:
+        await tracker.open()
+        answer = await tracker.call([TrackerCode.REQUEST, at.key, "", PRIORITY], REQUEST_SECONDS)
+        code, granted = msgspec.convert(answer, type=tuple[int, tuple[str, int, str]])
+    except msgspec.ValidationError:
+        raise WireError("the tracker answers no address of a device") from None
+    finally:
+        tracker.close()
+    if code != TrackerCode.SUCCESS:
+        raise WireError(f"the tracker refuses (code {code})")
+    return granted
+
+
+def _words(error: Exception) -> str:
+    """The line of TVM's message that says what happened; around it are the device's stack and ours."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:300]
