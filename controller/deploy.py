@@ -188,6 +188,7 @@ class _Deployment:
         report.model = bundle.manifest.model.name if bundle else job.want.model
         report.bundle = bundle.id if bundle else ""
         report.origin = bundle.manifest.model.origin if bundle else ""
+        report.warnings = list(bundle.manifest.warnings or ()) if bundle else []
         report.seconds = time.monotonic() - self.start
         return report
 

@@ -71,6 +71,8 @@ class DeployReport(msgspec.Struct, kw_only=True):
     origin: str = ""
     #: How the bytes went: ``socket``, ``rpc`` or ``tracker``.
     carrier: str = ""
+    #: What the build had to say, as in `BuildReport`.
+    warnings: list[str] = []
 
 
 class RunReport(msgspec.Struct, kw_only=True):
@@ -189,3 +191,5 @@ class BuildReport(msgspec.Struct, kw_only=True):
     size: int
     output: str = ""
     error: str = ""
+    #: What is worth knowing although it was built, such as an operator that will be slow.
+    warnings: list[str] = []

@@ -72,6 +72,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     requirements: Requirements
     golden: Golden
     files: tuple[FileEntry, ...]
+    #: What the build had to say about itself. Without any the key is not there: older bundles keep their ids.
+    warnings: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 # --- Canonical form -----------------------------------------------------------------------------
@@ -214,6 +216,7 @@ def _check_texts(manifest: Manifest) -> None:
         manifest.requirements.accelerator,
         manifest.requirements.bitstream,
         manifest.golden.reference,
+        *(manifest.warnings or ()),
     ):
         if len(text) > _MAX_TEXT or not text.isprintable():
             raise BundleError(f"the text {text[:80]!r} is too long or not printable")

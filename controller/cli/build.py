@@ -96,6 +96,7 @@ def _report(model: str, target: str, built: Built, fleet: Fleet, output: Path | 
         seconds=built.seconds,
         size=built.size,
         output=written,
+        warnings=list(manifest.warnings or ()),
     )
 
 

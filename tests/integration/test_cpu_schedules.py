@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from build_fixtures import home_with_tools, model
+from cli_fixtures import Cli
 from onnx import TensorProto, helper, numpy_helper
 from test_build import TWO, assert_right, good, ran, zig
 
@@ -150,3 +151,35 @@ def test_every_nest_compiles_for_arm(name: str, target: str, home: Home, tmp_pat
     source = sources.resolve(str(MODELS[name](tmp_path / f"{name}.onnx")), home=home)
     (built,) = build([BuildRequest(source, target)], home=home)
     assert good(built).size > 10_000
+
+
+def test_an_operator_without_fast_code_is_named_and_runs(home: Home, tmp_path: Path) -> None:
+    """By the build and by the same build out of the cache, on standard error and in the document."""
+    sums = helper.make_node("CumSum", ["image", "axis"], ["sums"], name="sums")
+    axis = numpy_helper.from_array(np.array(1), "axis")
+    image, result = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [8, 300, 64]) for n in ("image", "sums"))
+    again = helper.make_node("Neg", ["sums"], ["less"], name="less")
+    less = helper.make_tensor_value_info("less", TensorProto.FLOAT, [8, 300, 64])
+    graph = helper.make_graph([sums, again], "sums", [image], [result, less], [axis])
+    path = tmp_path / "sums.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+
+    cli = Cli(home.cache.parent)
+    for cached in (False, True):
+        called = cli("build", path, "--target", "x86", "--json")
+        assert called.code == 0, called.err
+        (report,) = called.document["builds"]
+        assert report["cached"] is cached
+        (warning,) = report["warnings"]
+        assert "cumsum" in warning and warning in called.err
+
+    (built,) = build([BuildRequest(sources.resolve(str(path), home=home), "x86")], home=home)
+    assert good(built).cached
+    assert_right(ran(built, tmp_path))
+
+
+def test_what_has_kernels_is_not_named(home: Home, tmp_path: Path) -> None:
+    (built,) = build([BuildRequest(sources.resolve(str(mixed(tmp_path / "mixed.onnx")), home=home), "x86")], home=home)
+    manifest = good(built).manifest
+    assert manifest is not None and not manifest.warnings
+    assert b"warnings" not in built.manifest_bytes
