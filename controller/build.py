@@ -17,11 +17,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from controller import calibration, golden
 from controller.build_process import BuildProcess, Done, Job
 from controller.cache import BuildCache, cache_key
 from controller.calibration import Calibration
-from controller.events import Listener, Progress, ignore
+from controller.events import Listener, Message, Progress, ignore
 from controller.home import Home
 from targets.base import (
     LOCAL_OPTIONS,
@@ -37,6 +39,7 @@ from targets.base import (
 from targets.blobs import BlobDir
 from targets.bundle import FileEntry, Golden, Manifest, ModelInfo, bundle_id, canonical, parse_manifest
 from targets.files import make_directory
+from targets.tuning import TuningHalf
 
 Stages = Callable[[str, float], None]
 
@@ -88,7 +91,7 @@ def build(
     stop = stop or threading.Event()
     jobs = jobs or min(len(os.sched_getaffinity(0)), max(len(requests), 1))
     with _workers(scheduler, home, stop) as run, ThreadPoolExecutor(jobs, thread_name_prefix="build") as pool:
-        futures = [pool.submit(_one, request, build_cache, run, listener, stop) for request in requests]
+        futures = [pool.submit(_one, request, home, build_cache, run, listener, stop) for request in requests]
         try:
             wait(futures)
         except BaseException:
@@ -101,7 +104,9 @@ def build(
 Run = Callable[[BuildRequest, Calibration | None, Path, Stages], Done]
 
 
-def _one(request: BuildRequest, cache: BuildCache, run: Run, listener: Listener, stop: threading.Event) -> Built:
+def _one(
+    request: BuildRequest, home: Home, cache: BuildCache, run: Run, listener: Listener, stop: threading.Event
+) -> Built:
     start = time.monotonic()
     label = f"{request.model.name} for {request.target}"
 
@@ -117,6 +122,8 @@ def _one(request: BuildRequest, cache: BuildCache, run: Run, listener: Listener,
         host = find(request.target).host()
         if isinstance(host, FetchingHalf):
             request = replace(request, options=host.with_fetched(request.options, cache.root))
+        if isinstance(host, TuningHalf):
+            request = replace(request, options=host.with_tuned(request.options, home.tuned))
         toolchain = host.toolchain(request.options)
         samples = None
         if isinstance(host, QuantisingHalf) and host.quantises(request.options):
@@ -136,6 +143,9 @@ def _one(request: BuildRequest, cache: BuildCache, run: Run, listener: Listener,
                 cache.store(key, data)
             else:
                 manifest, data = found
+        # Of a build that is reused too: it is as slow, or as whatever it is, as on the day it was made.
+        for warning in manifest.warnings or ():
+            listener(Message("", f"{label}: {warning}", "warning"))
         stages("cached" if found else "done", 1.0)
         return Built(
             request=request,
@@ -206,6 +216,7 @@ def _manifest(request: BuildRequest, toolchain: Mapping[str, str], done: Done, b
         requirements=output.requirements,
         golden=Golden(done.golden_inputs, done.golden_outputs, output.rtol, output.atol, done.reference),
         files=tuple(_entry(file, blobs) for file in (*output.files, *done.golden_files)),
+        warnings=output.warnings or msgspec.UNSET,
     )
 
 

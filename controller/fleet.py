@@ -18,18 +18,26 @@ from typing import TYPE_CHECKING
 from controller.events import Listener, ignore
 from controller.home import Home
 from controller.inventory import Device, Inventory
-from controller.options import BenchOptions, DeployOptions, ProfileOptions, RunOptions
+from controller.options import BenchOptions, DeployOptions, ProfileOptions, RunOptions, TuneOptions
 from targets.base import Option
 
 if TYPE_CHECKING:
     from agent.protocol import RunResult
     from controller.build import Built
     from controller.connection import OnEvent
-    from controller.reports import Answer, DeployReport, DeviceReport, ProfileReport, RunReport, StatusReport
+    from controller.reports import (
+        Answer,
+        DeployReport,
+        DeviceReport,
+        ProfileReport,
+        RunReport,
+        StatusReport,
+        TuneReport,
+    )
     from controller.session import Session
     from targets.keys import Keys
 
-__all__ = ["BenchOptions", "DeployOptions", "Device", "Fleet", "ProfileOptions", "RunOptions"]
+__all__ = ["BenchOptions", "DeployOptions", "Device", "Fleet", "ProfileOptions", "RunOptions", "TuneOptions"]
 
 
 class Fleet:
@@ -191,6 +199,16 @@ class Fleet:
         from controller.profile import profile
 
         return await profile(self, model, selection, options or ProfileOptions())
+
+    async def tune(self, model: str, device: Device, options: TuneOptions | None = None) -> TuneReport:
+        """Race the kernels of a model against the defaults on a device, and keep those that win for later builds.
+
+        It goes on where it ended before. Cancelling it keeps what was measured. Raises FleetError for a model that
+        does not compile, a target without choices, a device that cannot be reached, or goes away.
+        """
+        from controller.tune import tune
+
+        return await tune(self, model, device, options or TuneOptions())
 
     async def run(
         self,

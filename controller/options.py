@@ -68,6 +68,24 @@ class ProfileOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TuneOptions:
+    #: Races to run at most; 0 sets no bound.
+    trials: int = 0
+    #: Seconds to measure at most; 0 sets no bound.
+    seconds: float = 600.0
+    #: Forget what earlier tunings on this device measured.
+    fresh: bool = False
+    #: The file to keep what is found in; empty takes the controller's own, which its builds use.
+    output: str = ""
+    #: Say what there is to choose, and touch no device.
+    dry_run: bool = False
+    weights: str = ""
+    options: Mapping[str, Option] = field(default_factory=dict)
+    #: Seconds to wait for a device that someone else holds.
+    lease_wait: float = 600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
     #: How many labels of a classifier.
     top: int = 5

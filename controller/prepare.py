@@ -123,8 +123,10 @@ def build(
         raise FleetError(f"{model} is built already", code="usage", hint=f"deploy it: `fleet deploy {model}`")
     plain = [_want(fleet, model, target, weights, options) for target in targets]
     wants = [_simulated(want) if want.target in simulated else want for want in plain]
-    source = _source(fleet, wants[0]) if wants else None
-    requests = [BuildRequest(model=source, target=want.target, options=dict(want.options)) for want in wants if source]
+    network = source(fleet, wants[0]) if wants else None
+    requests = [
+        BuildRequest(model=network, target=want.target, options=dict(want.options)) for want in wants if network
+    ]
     return build_all(requests, home=fleet.home, jobs=jobs, scheduler=scheduler, listener=fleet.listener)
 
 
@@ -141,8 +143,8 @@ def _prepare(
             if is_archive(file := _file(fleet, want.model)):
                 found[want] = read(fleet, file)
             else:
-                source = _source(fleet, want)
-                requests.append((want, BuildRequest(model=source, target=want.target, options=dict(want.options))))
+                network = source(fleet, want)
+                requests.append((want, BuildRequest(model=network, target=want.target, options=dict(want.options))))
         except FleetError as error:
             found[want] = error
     if requests:
@@ -206,17 +208,17 @@ def _file(fleet: Fleet, model: str) -> str:
     return entry.file if entry and entry.file else model
 
 
-def _source(fleet: Fleet, want: Want) -> SourceModel:
-    """Raises ModelError, FleetError ``unknown-model``."""
+def source(fleet: Fleet, want: Want) -> SourceModel:
+    """The network itself. Raises ModelError, FleetError ``unknown-model``."""
     from controller.sources import resolve
 
-    source = resolve(_file(fleet, want.model), weights=want.weights, home=fleet.home)
+    network = resolve(_file(fleet, want.model), weights=want.weights, home=fleet.home)
     entry = fleet.inventory.models.get(want.model)
     if entry is None:
-        return source
+        return network
     return msgspec.structs.replace(
-        source,
+        network,
         name=entry.name,
-        preprocess=entry.preprocess or source.preprocess,
-        labels=entry.labels or source.labels,
+        preprocess=entry.preprocess or network.preprocess,
+        labels=entry.labels or network.labels,
     )

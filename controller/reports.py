@@ -151,6 +151,44 @@ class ProfileReport(msgspec.Struct, kw_only=True):
     error: str = ""
 
 
+class TunedLayer(msgspec.Struct, kw_only=True):
+    """Layers of a network that are the same work, and what was found for them. Times are of one of them."""
+
+    layer: str
+    #: By which a build finds what was found.
+    signature: str
+    count: int
+    #: Of the network's time in such layers, as estimated.
+    share: float
+    #: ``tuned``: ``best`` beats the default; ``default``: nothing does; else not all candidates are measured yet.
+    state: Literal["tuned", "default", "unfinished", "untried"]
+    default: str
+    best: str
+    #: Medians of one interleaved run, in milliseconds; None where there is none.
+    default_ms: float | None
+    ms: float | None
+    #: Candidates measured, of `candidates` without the first, which is the default.
+    measured: int
+    candidates: list[str]
+    #: Candidates that cannot be used, and why.
+    failures: list[str] = []
+
+
+class TuneReport(msgspec.Struct, kw_only=True):
+    """What tuning a network on a device gave; layers in the order of their share."""
+
+    device: str
+    target: str
+    simulated: bool
+    model: str
+    #: Where what was found is kept.
+    file: str
+    #: Races run now, and seconds spent on them.
+    trials: int
+    seconds: float
+    layers: list[TunedLayer]
+
+
 class TopLabel(msgspec.Struct, kw_only=True):
     label: str
     index: int

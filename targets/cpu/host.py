@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -23,8 +23,10 @@ from targets.base import (
 from targets.cpu.compile import LIBRARY, cannot_compile, compile_module, link, write_weights
 from targets.cpu.layers import write_layers
 from targets.cpu.machine import Machine, Processor
+from targets.cpu.tuned import Tuned, keep, load, name_of
+from targets.tuning import Finding, Tuner
 
-OPTIONS = {"mcpu": str, "board": str, "cores": int, "batch": int, "precision": str}
+OPTIONS = {"mcpu": str, "board": str, "cores": int, "batch": int, "precision": str, "tuned": str}
 #: What `precision` may be.
 FLOAT, INT8 = "float32", "int8"
 ENGINE = "time_evaluator"
@@ -35,13 +37,16 @@ MAX_CORES = 1024
 
 
 class CPUHost:
-    """A :class:`targets.base.HostHalf` and :class:`targets.base.QuantisingHalf`. Options:
+    """A :class:`targets.base.HostHalf`, :class:`targets.base.QuantisingHalf` and :class:`targets.tuning.TuningHalf`.
+
+    Options:
 
     ``mcpu``: the processor to compile for, or ``host`` for the best whose features this host has too.
     ``board``: a board's name in its stead, which says its cores and caches too.
     ``cores``: threads that the release will run on, if not all of the board's.
     ``batch``: the first dimension of the model's inputs; 0 keeps the file's.
     ``precision``: ``float32``, or ``int8`` to quantise the network with samples of its inputs.
+    ``tuned``: a file of `fleet tune`, or ``off`` for the default kernels.
     """
 
     def __init__(self, machine: Machine) -> None:
@@ -49,7 +54,12 @@ class CPUHost:
 
     def toolchain(self, options: Mapping[str, Option]) -> dict[str, str]:
         processor = self._resolve(options)
-        return {**tool_versions(), "mcpu": processor.name, "cores": str(processor.cores)}
+        return {
+            **tool_versions(),
+            "mcpu": processor.name,
+            "cores": str(processor.cores),
+            "tuned": self._tuned(options, processor).digest,
+        }
 
     def quantises(self, options: Mapping[str, Option]) -> bool:
         return options.get("precision", FLOAT) == INT8
@@ -62,8 +72,10 @@ class CPUHost:
         progress: Callable[[str, float], None],
     ) -> BuildOutput:
         processor = self._resolve(options)
-        module, inputs, outputs = self._simplified(model, options, progress)
-        return self._compiled(model, module, processor, workdir, progress, inputs, outputs)
+        module, inputs, outputs = self.simplified(model, options, progress)
+        return self._compiled(
+            model, module, processor, self._tuned(options, processor), workdir, progress, inputs, outputs
+        )
 
     def build_quantised(
         self,
@@ -74,7 +86,7 @@ class CPUHost:
         progress: Callable[[str, float], None],
     ) -> Quantised:
         processor = self._resolve(options)
-        module, inputs, outputs = self._simplified(model, options, progress)
+        module, inputs, outputs = self.simplified(model, options, progress)
         progress("calibrate", 0.3)
         from targets.cpu.calibrate import OnThisHost, calibrated
 
@@ -85,12 +97,14 @@ class CPUHost:
             raise
         except Exception as error:
             raise cannot_compile(model.name, self.machine, error) from error
-        output = self._compiled(model, module, processor, workdir, progress, inputs, outputs)
+        tuned = self._tuned(options, processor)
+        output = self._compiled(model, module, processor, tuned, workdir, progress, inputs, outputs)
         return Quantised(output, reference, f"the same integers on {reference.processor.name}")
 
-    def _simplified(
+    def simplified(
         self, model: SourceModel, options: Mapping[str, Option], progress: Callable[[str, float], None]
     ) -> tuple[Any, tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        """The model as a Relax module, its inputs and outputs. Raises ModelError."""
         progress("import", 0.0)
         without_torch(model)
         from targets.cpu import passes
@@ -109,6 +123,7 @@ class CPUHost:
         model: SourceModel,
         module: Any,
         processor: Processor,
+        tuned: Tuned,
         workdir: Path,
         progress: Callable[[str, float], None],
         inputs: tuple[TensorSpec, ...],
@@ -118,7 +133,7 @@ class CPUHost:
 
         progress("compile", 0.4)
         try:
-            compiled = compile_module(module, self.machine, processor)
+            compiled = compile_module(module, self.machine, processor, tuned)
             atol = max(ATOL, rounding(module))
         except Exception as error:
             raise cannot_compile(model.name, self.machine, error) from error
@@ -139,7 +154,34 @@ class CPUHost:
             ),
             engine=ENGINE,
             atol=atol,
+            warnings=(*tuned.warnings, *compiled.warnings),
         )
+
+    # --- Tuning ---------------------------------------------------------------------------------
+
+    def tuning_file(self, options: Mapping[str, Option]) -> str:
+        return name_of(self.machine.uname, self._resolve(options))
+
+    def with_tuned(self, options: Mapping[str, Option], folder: Path) -> dict[str, Option]:
+        path = folder / self.tuning_file(options)
+        return {"tuned": str(path), **options} if path.is_file() else dict(options)
+
+    def tuner(self, model: SourceModel, options: Mapping[str, Option], workdir: Path) -> Tuner:
+        processor = self._resolve(options)
+        if self.quantises(options):
+            raise FleetError(
+                "int8 kernels leave nothing to choose", code="bad-option", hint="tune with --option precision=float32"
+            )
+        module, _, _ = self.simplified(model, options, lambda _stage, _share: None)
+        from targets.cpu.tuner import CPUTuner
+
+        return CPUTuner(module, self.machine, processor, workdir)
+
+    def keep(self, options: Mapping[str, Option], path: Path, found: Sequence[Finding]) -> None:
+        keep(path, self.machine.uname, self._resolve(options), found, tool_versions())
+
+    def _tuned(self, options: Mapping[str, Option], processor: Processor) -> Tuned:
+        return load(self.machine.uname, processor, str(options.get("tuned", "")))
 
     def _resolve(self, options: Mapping[str, Option]) -> Processor:
         # Samples are the caller's business, where there are any.
