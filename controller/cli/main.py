@@ -28,6 +28,7 @@ from controller.cli import (
     sim,
     top,
     tracker,
+    tune,
 )
 from controller.cli import init as init_command
 from controller.cli.running import terminate_like_interrupt
@@ -44,6 +45,7 @@ for module in (
     deploy,
     bench,
     profile,
+    tune,
     run,
     top,
     results,

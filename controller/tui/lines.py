@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 from controller.events import Event, Progress, SampleBatch
+from controller.printable import printable
 from controller.tui import figures
 from controller.tui.state import LogEntry, ViewState
 
@@ -66,6 +67,8 @@ class PlainLines:
     def _figures(self, event: SampleBatch | Progress) -> str:
         if isinstance(event, Progress):
             text = f"{event.stage if event.device else f'build {event.detail}'} {event.share:.0%}"
+            if event.device and event.detail:
+                text += f", {printable(event.detail)}"
             if event.bytes_total:
                 text += f", {figures.size(event.bytes_done)} of {figures.size(event.bytes_total)}"
             return text

@@ -38,18 +38,18 @@ class Look:
 
 
 def render(state: ViewState, look: Look, *, elapsed: float, first: int = 0) -> RenderableType:
-    """Title, running builds, devices from the ``first`` on, log: at most ``look.height`` lines of ``look.width``.
+    """Title, what is being done, devices from the ``first`` on, log: at most ``look.height`` lines of ``look.width``.
 
     When not all devices fit, those at work come first, unless the reader has scrolled.
     """
-    builds = [(name, task) for name, task in state.builds.items() if task.share < 1]
-    builds = builds[: max(1, look.height // 4)]
-    free = max(1, look.height - 2 - len(builds))
+    doing = [_build(name, task, look) for name, task in state.builds.items() if task.share < 1]
+    doing += [_doing(row.name, row.task, look) for row in state.rows.values() if row.task and row.task.detail]
+    doing = doing[: max(1, look.height // 4)]
+    free = max(1, look.height - 2 - len(doing))
     kept_for_log = min(len(state.log), _LEAST_LOG) + 1 if state.log and free >= 2 * _LEAST_LOG else 0
     rows, hidden = _visible(list(state.rows.values()), max(1, free - kept_for_log), first)
-    used = 2 + len(builds) + len(rows) + (hidden > 0)
-    parts: list[RenderableType] = [_title(state, look, elapsed)]
-    parts += [_build(name, task, look) for name, task in builds]
+    used = 2 + len(doing) + len(rows) + (hidden > 0)
+    parts: list[RenderableType] = [_title(state, look, elapsed), *doing]
     parts.append(_table(rows, look))
     if hidden:
         parts.append(_line(look, (f"+{hidden} more", "dim")))
@@ -94,6 +94,10 @@ def _build(name: str, task: Task, look: Look) -> Text:
     return _line(
         look, ("build ", "bold"), f"{name} ", (done, "cyan"), (rest, "dim"), f" {task.share:4.0%} {task.stage}"
     )
+
+
+def _doing(device: str, task: Task, look: Look) -> Text:
+    return _line(look, (f"{device} ", "cyan"), (f"{task.stage} ", "bold"), task.detail)
 
 
 def _entry(entry: LogEntry, look: Look) -> Text:
