@@ -18,6 +18,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from targets.cpu.kernels.images import Image, argument, kernel, prefetch, ramp, splat
+from targets.cpu.kernels.jobs import by_rows
 from targets.cpu.kernels.lanes import ByLane, instructions, multiply_adds, multiply_adds_of_numbers
 from targets.cpu.kernels.program import NOTHING, Bound, Program
 from targets.cpu.layout import ImageType
@@ -116,9 +117,12 @@ def direct_conv(spec: DirectConv, name: str) -> Any:
         sums_length = tile.blocks * len(pixels) * b
         depth = tile.depth or full_blocks
         with T.parallel(0, groups * batch * strips) as job, instructions(spec.by_lane):
-            group, n = job // (batch * strips), job // strips % batch
+            if by_rows(spec.y):
+                n, strip, group = job // (strips * groups), job // groups % strips, job % groups
+            else:
+                group, n, strip = job // (batch * strips), job // strips % batch, job % strips
             first_block = group // per_group * input_blocks
-            first_row_tile = tirx.min(job % strips * tile.strip, row_tiles - tile.strip)
+            first_row_tile = tirx.min(strip * tile.strip, row_tiles - tile.strip)
             sums = T.alloc_buffer((sums_length,))
             registers = [register(g, pixel) for g in range(tile.blocks) for pixel in range(len(pixels))]
 
@@ -131,12 +135,13 @@ def direct_conv(spec: DirectConv, name: str) -> Any:
                 for index in registers:
                     T.buffer_store(sums, splat(0.0, b), [index])
 
-            def fetch_ahead(weight: Any, index: Any) -> None:
-                """Each tile of a strip brings its share of the weights that the strip needs next nearer."""
-                share = -(-a * tile.blocks // tiles)
-                with T.serial(0, share) as line:
-                    at = tirx.min(index * share + line, a * tile.blocks - 1)
-                    prefetch(weight(at // tile.blocks, at % tile.blocks))
+            def fetch_ahead(weight: Any, first: Any, lanes: int, index: Any) -> None:
+                """Each tile of a strip brings its share of some weights that the strip needs next nearer."""
+                lines = lanes * tile.blocks
+                share = -(-lines // tiles)
+                for line in range(share):
+                    at = tirx.min(index * share + line, lines - 1)
+                    prefetch(weight(first + at // tile.blocks, at % tile.blocks))
 
             def multiply(row: Any, column: Any, block: Any, lanes: int, ahead: Any = None) -> None:
                 """Add what a block of input channels gives; ``ahead`` is the tile's number in a strip."""
@@ -159,8 +164,12 @@ def direct_conv(spec: DirectConv, name: str) -> Any:
                         return x.scalar(n, first_block + block, *at(pixel, k), lane)
 
                     sizes = (b, tile.blocks, len(pixels))
+
+                    def next_weight(lane: Any, g: Any) -> Any:
+                        return weights[group, block + depth, ky, part * span, lane, g, 0]
+
                     if ahead is not None:
-                        fetch_ahead(lambda lane, g: weights[group, block + depth, ky, part * span, lane, g, 0], ahead)
+                        fetch_ahead(next_weight, 0, a, ahead)
                     if not spec.by_lane:
                         written = math.gcd(lanes, WRITTEN_OUT)
                         with T.serial(0, lanes // written) as step:

@@ -12,8 +12,19 @@ from targets.cpu.layout import ImageType
 
 #: Bytes that one thread loads and stores in about ten microseconds.
 SERIAL_BELOW = 256 * 1024
+#: Rows of a picture from which on threads divide them.
+ROWS = 14
 #: With so many jobs, two to four threads have shares that differ by little.
 JOBS = 32
+
+
+def by_rows(y: ImageType) -> bool:
+    """Whether threads divide a picture's rows; where they do not, they divide its channels.
+
+    All kernels keep to it, so that a thread finds in its own cache what it wrote in the layer before. Small pictures
+    have many channels, and weights that each thread should read a part of.
+    """
+    return y.shape[2] >= ROWS
 
 
 def jobs(count: int, touched: int) -> Any:
