@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from targets.cpu.kernels.dense import Dense, DenseTile, dense, pack, plan
+from targets.cpu.kernels.matmul import MatMul, matmul
 from targets.cpu.kernels.program import NOTHING, Operand, OperandType, Program, Result, Step
 from targets.cpu.layout import ImageType
 from targets.cpu.machine import X86_MACHINE
@@ -130,3 +131,22 @@ def test_nothing_spills() -> None:
     assert len(products) >= tile.rows * tile.blocks
     spilled = [line for line in assembly if "zmm" in line and ("(%rsp" in line or "(%rbp" in line)]
     assert not spilled, spilled[:5]
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data(), batch=st.integers(1, 3), transposed=st.booleans(), lanes=st.sampled_from((1, 4, 8, 16)))
+def test_products_of_activations(data: st.DataObject, batch: int, transposed: bool, lanes: int) -> None:
+    rows, inputs = (data.draw(st.integers(1, 40)) for _ in range(2))
+    outputs = data.draw(st.integers(lanes, 90))
+    chunk = data.draw(st.integers(1, rows))
+    tile = (data.draw(st.integers(1, min(chunk, 6))), data.draw(st.integers(1, 4)))
+    a, b, y = (2, batch, rows, inputs), (2, batch, inputs, outputs), (2, batch, rows, outputs)
+    given_b = (*b[:2], outputs, inputs) if transposed else b
+    spec = MatMul(2 * batch, rows, inputs, outputs, a, given_b, y, tile, chunk, lanes, transposed)
+    noise = np.random.default_rng(rows)
+    left, right = (noise.standard_normal(shape).astype("float32") for shape in (a, given_b))
+    result = tvm.runtime.tensor(np.full(y, np.nan, "float32"))
+    library: Any = tvm.compile(tvm.IRModule({"main": matmul(spec, "main")}), target=TARGET)
+    library["main"](tvm.runtime.tensor(left), tvm.runtime.tensor(right), result)
+    expected = left.astype("float64") @ (right.swapaxes(-1, -2) if transposed else right)
+    np.testing.assert_allclose(result.numpy(), expected, rtol=1e-5, atol=1e-4)
