@@ -26,6 +26,9 @@ from targets.cpu.layout import ImageType
 #: The longest row of a window that is written out.
 MAX_SPAN = 12
 
+#: Tiles up to which it is worth while to have each bring a share of the next group's weights.
+MAX_TAKERS = 64
+
 #: Input channels that the innermost loop is written out for. With sixteen LLVM runs out of registers.
 WRITTEN_OUT = 4
 
@@ -116,6 +119,9 @@ def direct_conv(spec: DirectConv, name: str) -> Any:
         tiles = tile.strip * column_tiles
         sums_length = tile.blocks * len(pixels) * b
         depth = tile.depth or full_blocks
+        waits = full_blocks > depth and tiles > 1
+        # Where threads divide the channels, weights come from memory: those of the next group while this one is used.
+        streams = not waits and batch == 1 and not by_rows(spec.y) and 1 < strips * tiles <= MAX_TAKERS
         with T.parallel(0, groups * batch * strips) as job, instructions(spec.by_lane):
             if by_rows(spec.y):
                 n, strip, group = job // (strips * groups), job // groups % strips, job % groups
@@ -135,16 +141,16 @@ def direct_conv(spec: DirectConv, name: str) -> Any:
                 for index in registers:
                     T.buffer_store(sums, splat(0.0, b), [index])
 
-            def fetch_ahead(weight: Any, first: Any, lanes: int, index: Any) -> None:
-                """Each tile of a strip brings its share of some weights that the strip needs next nearer."""
-                lines = lanes * tile.blocks
-                share = -(-lines // tiles)
-                for line in range(share):
+            def fetch_ahead(weight: Any, index: Any, takers: int) -> None:
+                """Bring a share of some weights that are needed next nearer: that of one tile, of so many."""
+                lines = a * tile.blocks
+                share = -(-lines // takers)
+                with T.serial(0, share) as line:
                     at = tirx.min(index * share + line, lines - 1)
-                    prefetch(weight(first + at // tile.blocks, at % tile.blocks))
+                    prefetch(weight(at // tile.blocks, at % tile.blocks))
 
-            def multiply(row: Any, column: Any, block: Any, lanes: int, ahead: Any = None) -> None:
-                """Add what a block of input channels gives; ``ahead`` is the tile's number in a strip."""
+            def multiply(row: Any, column: Any, block: Any, lanes: int, index: Any = None) -> None:
+                """Add what a block of input channels gives to the strip's tile ``index``."""
                 with T.serial(0, kernel_h) as ky, T.serial(0, kernel_w // span) as part:
 
                     def at(pixel: int, k: int) -> tuple[Any, Any]:
@@ -166,10 +172,13 @@ def direct_conv(spec: DirectConv, name: str) -> Any:
                     sizes = (b, tile.blocks, len(pixels))
 
                     def next_weight(lane: Any, g: Any) -> Any:
-                        return weights[group, block + depth, ky, part * span, lane, g, 0]
+                        next_group, next_block = (group, block + depth) if waits else (group + 1, block)
+                        return weights[next_group, next_block, ky, part * span, lane, g, 0]
 
-                    if ahead is not None:
-                        fetch_ahead(next_weight, 0, a, ahead)
+                    if waits and index is not None:
+                        fetch_ahead(next_weight, index, tiles)
+                    elif streams and index is not None:
+                        fetch_ahead(next_weight, strip * tiles + index, strips * tiles)
                     if not spec.by_lane:
                         written = math.gcd(lanes, WRITTEN_OUT)
                         with T.serial(0, lanes // written) as step:
@@ -199,12 +208,12 @@ def direct_conv(spec: DirectConv, name: str) -> Any:
                         where = (n, group * tile.blocks + g, row + r, column + c)
                         y.put(*where, program(sums[register(g, pixel)], b, *where))
 
-            if full_blocks <= depth or tiles == 1:
+            if not waits:
                 with T.serial(0, tiles) as index:
                     clear()
                     if full_blocks:
                         with T.serial(0, full_blocks) as block:
-                            multiply(*corner(index), block, a)
+                            multiply(*corner(index), block, a, index)
                     finish(*corner(index))
             else:
                 # Unfinished sums of a strip's tiles wait in the first-level cache.
@@ -220,7 +229,7 @@ def direct_conv(spec: DirectConv, name: str) -> Any:
                 with T.serial(0, full_blocks // depth) as part, T.serial(0, tiles) as index:
                     move(waiting, index * sums_length, sums, 0)
                     with T.serial(0, depth) as block:
-                        multiply(*corner(index), part * depth + block, a, ahead=index)
+                        multiply(*corner(index), part * depth + block, a, index)
                     move(sums, 0, waiting, index * sums_length)
                 with T.serial(0, tiles) as index:
                     move(waiting, index * sums_length, sums, 0)
