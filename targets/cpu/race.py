@@ -21,7 +21,7 @@ import numpy.typing as npt
 from tvm import rpc
 from tvm.ir.utils import derived_object
 from tvm.runtime import tensor
-from tvm.s_tir.meta_schedule.runner import PyRunner, RunnerResult
+from tvm.s_tir.meta_schedule.runner import PyRunner, RunnerInput, RunnerResult
 from tvm.s_tir.meta_schedule.runner.runner import PyRunnerFuture
 
 from targets.base import FleetError
@@ -41,6 +41,38 @@ LEAST, MOST = 3, 50
 #: A function of TVM's runtime that drives all arguments but the first out of the caches. Between two calls of a kernel
 #: the rest of the network does that, to weights above all.
 FLUSH = "cache_flush_cpu_non_first_arg"
+
+
+def race(
+    at: Endpoint,
+    arguments: Mapping[str, Sequence[Array]],
+    *,
+    rounds: int,
+    threads: int,
+    flush: bool,
+    alike: Callable[[Array, Array], bool],
+) -> list[Any]:
+    """Race the libraries that ``arguments`` are for, the first of them the measure, in a session of their own.
+
+    Returns a ``RunnerResult`` of each. Raises FleetError for what is no kernel's fault: the device cannot be reached
+    (``unreachable``), or does not run ``threads`` threads (``threads``).
+    """
+    remote = runner = None
+    try:
+        remote = connect(at)
+        found = int(remote.get_function("runtime.NumThreads")())
+        if found != threads:
+            raise FleetError(
+                f"the device runs kernels on {found} threads, and this build is for {threads}",
+                code="threads",
+                hint=f"tune with --option cores={found}",
+            )
+        runner = RaceRunner(remote, arguments, rounds=rounds, flush=flush, alike=alike)
+        return [future.result() for future in runner.run([RunnerInput(path, "cpu", []) for path in arguments])]
+    finally:
+        # A session ends with its last object, and the tracker lends the device again only then.
+        del remote, runner
+        gc.collect()
 
 
 @derived_object
@@ -63,36 +95,34 @@ class RaceRunner(PyRunner):  # type: ignore[misc]
     """Times inputs in turn: number i of each result was taken in the same round. The first input is the measure of
     the others, which get an error if they compute something else. Libraries have one function, ``main``.
 
-    A failure ends the race: the input at fault has an error, those not yet timed have no times.
+    A failure ends the race: the input at fault has an error, and no result has all of its times.
     """
 
     def __init__(
         self,
-        at: Endpoint,
+        remote: Any,
         arguments: Mapping[str, Sequence[Array]],
         *,
         rounds: int,
-        threads: int,
         flush: bool,
         alike: Callable[[Array, Array], bool],
     ) -> None:
-        """``arguments`` by the library's path, the output last; ``threads`` are those that the device must have."""
+        """``arguments`` by the library's path, the output last."""
         super().__init__()
-        self._at, self._arguments, self._rounds = at, arguments, rounds
-        self._threads, self._flush, self._alike = threads, flush, alike
+        self._remote, self._arguments, self._rounds = remote, arguments, rounds
+        self._flush, self._alike = flush, alike
 
     def run(self, runner_inputs: list[Any]) -> list[Any]:
-        """Raises FleetError for what is no kernel's fault: the device cannot be reached, or has too few threads."""
         seconds: list[list[float]] = [[] for _ in runner_inputs]
         errors: list[str | None] = [None for _ in runner_inputs]
-        remote = connect(self._at)
+        # Of the input that is at work.
         index = 0
         try:
-            self._check_threads(remote)
             kernels = []
             for index, one in enumerate(runner_inputs):
-                kernels.append(self._loaded(remote, index, str(one.artifact_path)))
-            expected = kernels[0].output()
+                kernels.append(self._loaded(index, str(one.artifact_path)))
+            index = 0
+            expected = kernels[index].output()
             for index in range(1, len(kernels)):
                 if not self._alike(expected, kernels[index].output()):
                     raise _Wrong("it computes something else than the default")
@@ -101,33 +131,17 @@ class RaceRunner(PyRunner):  # type: ignore[misc]
             for _ in range(self._rounds):
                 for index in range(len(kernels)):
                     seconds[index].append(kernels[index].time())
-        except FleetError:
-            raise
         except Exception as error:
-            # TVM raises many types when a session ends; what was under way ended it.
+            # TVM raises many types when a session ends; what was at work ended it.
             errors[index] = _words(error)
-        finally:
-            kernels = []
-            del remote
-            # A session ends with its last object, and the next one waits for that.
-            gc.collect()
         return [Finished(*pair) for pair in zip(seconds, errors, strict=True)]
 
-    def _check_threads(self, remote: Any) -> None:
-        threads = int(remote.get_function("runtime.NumThreads")())
-        if threads != self._threads:
-            raise FleetError(
-                f"the device runs kernels on {threads} threads, and this build is for {self._threads}",
-                code="threads",
-                hint=f"tune with --option cores={threads}",
-            )
-
-    def _loaded(self, remote: Any, index: int, path: str) -> _Kernel:
+    def _loaded(self, index: int, path: str) -> _Kernel:
         # Two libraries of one name would be one file there.
         name = f"{index}-{Path(path).name}"
-        remote.upload(path, name)
-        module = remote.load_module(name)
-        device = remote.cpu(0)
+        self._remote.upload(path, name)
+        module = self._remote.load_module(name)
+        device = self._remote.cpu(0)
         return _Kernel(module, device, [tensor(array, device) for array in self._arguments[path]], self._flush)
 
 
@@ -200,5 +214,7 @@ async def _requested(at: Endpoint) -> tuple[str, int, str]:
 
 def _words(error: Exception) -> str:
     """The line of TVM's message that says what happened; around it are the device's stack and ours."""
+    if "kShutdown" in str(error):
+        return "it ended its process on the device, as a crash does"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__)[:300]

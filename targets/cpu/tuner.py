@@ -22,7 +22,6 @@ import numpy as np
 import numpy.typing as npt
 from tvm import IRModule
 from tvm.s_tir.meta_schedule.builder import BuilderInput, LocalBuilder
-from tvm.s_tir.meta_schedule.runner import RunnerInput
 
 from targets.base import FleetError
 from targets.cpu import kernels
@@ -33,7 +32,7 @@ from targets.cpu.machine import Machine
 from targets.cpu.optimise import optimise
 from targets.cpu.problem import Problem, Spec, choice_of, signature
 from targets.cpu.processors import Processor
-from targets.cpu.race import RaceRunner
+from targets.cpu.race import race
 from targets.cpu.tuned import Tuned
 from targets.tuning import Candidate, Endpoint, Race, TunableLayer
 
@@ -85,7 +84,7 @@ class CPUTuner:
             return Race(error=f"it cannot be built: {error}")
         problem = list(self._problems)[layer]
         specs = (self._specs[layer][0], self._specs[layer][candidate])
-        runner = RaceRunner(
+        default, other = race(
             at,
             {path: arguments(problem, spec) for path, spec in zip(paths, specs, strict=True)},
             rounds=rounds,
@@ -93,7 +92,6 @@ class CPUTuner:
             flush=self._machine.uname in FLUSHING,
             alike=partial(alike, problem.y),
         )
-        default, other = (future.result() for future in runner.run([RunnerInput(path, "cpu", []) for path in paths]))
         if default.error_msg is not None:
             raise FleetError(
                 f"the default kernel does not run on the device: {default.error_msg}",
