@@ -10,7 +10,7 @@ from typing import Any
 from tvm.tirx.script.builder import ir as T
 
 from targets.cpu.kernels.images import Image, kernel
-from targets.cpu.kernels.jobs import jobs, rows_per_job, size_bytes
+from targets.cpu.kernels.jobs import jobs, rows_per_job, size_bytes, split_job
 from targets.cpu.layout import ImageType
 
 Expr = Any
@@ -36,14 +36,15 @@ def concat(spec: Concat, name: str) -> Any:
     if whole != spec.y.shape or any((x.shape[0], *x.shape[2:]) != (batch, height, width) for x in spec.xs):
         raise ValueError(f"{spec.y} is not what {spec.xs} are together")
     ends = list(accumulate(x.blocks for x in spec.xs))
-    rows = rows_per_job(height, batch * ends[-1])
+    rows = rows_per_job(spec.y, height, ends[-1])
     strips = height // rows
 
     def body() -> None:
         xs = [Image.argument(f"x{index}", x) for index, x in enumerate(spec.xs)]
         y = Image.argument("y", spec.y)
         with jobs(batch * ends[-1] * strips, 2 * size_bytes(spec.y)) as job:
-            n, block, first = job // (ends[-1] * strips), job // strips % ends[-1], job % strips * rows
+            n, block, strip = split_job(job, spec.y, ends[-1], strips)
+            first = strip * rows
 
             def copy(parts: Sequence[tuple[Image, int]], start: int) -> None:
                 """From the picture that the block is in: the first whose end lies beyond it."""

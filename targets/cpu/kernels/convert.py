@@ -14,7 +14,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from targets.cpu.kernels.images import Image, kernel, splat
-from targets.cpu.kernels.jobs import jobs, size_bytes
+from targets.cpu.kernels.jobs import jobs, size_bytes, split_job
 from targets.cpu.layout import ImageType
 
 Expr = Any
@@ -81,7 +81,7 @@ def convert(spec: Convert, name: str) -> Any:
             y.put_run(n, block, row, column, x.run(n, block, row, column, pixels), pixels)
 
         with jobs(batch * blocks * height, touched) as job:
-            n, block, row = job // (blocks * height), job // height % blocks, job % height
+            n, block, row = split_job(job, spec.y, blocks, height)
             if a == b == 1:
                 in_columns(copy_plain)
             elif a == b:

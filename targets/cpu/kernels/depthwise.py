@@ -17,8 +17,8 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from targets.cpu.kernels.direct import Window
-from targets.cpu.kernels.images import Image, argument, kernel, ramp, splat
-from targets.cpu.kernels.jobs import jobs, rows_per_job, size_bytes
+from targets.cpu.kernels.images import Image, Registers, argument, kernel, ramp, splat
+from targets.cpu.kernels.jobs import jobs, rows_per_job, size_bytes, split_job
 from targets.cpu.kernels.program import NOTHING, Bound, Program
 from targets.cpu.layout import ImageType
 from targets.cpu.processors import Processor
@@ -104,12 +104,12 @@ def depthwise(spec: Depthwise, name: str) -> Any:
     (kernel_h, kernel_w), (stride_h, stride_w), (dilation_h, dilation_w) = window.kernel, window.stride, window.dilation
     top, left, _, _ = window.padding
     row_tiles, column_tiles = -(-height // rows), -(-width // columns)
-    taken = rows_per_job(row_tiles, batch * blocks)
+    taken = rows_per_job(spec.y, row_tiles, blocks)
     strips = row_tiles // taken
     touched = size_bytes(spec.x) + size_bytes(spec.y)
 
-    def register(r: int, c: int) -> Expr:
-        return ramp((r * columns + c) * lanes, lanes)
+    def register(r: int, c: int) -> int:
+        return r * columns + c
 
     def body() -> None:
         x = Image.argument("x", spec.x)
@@ -118,12 +118,12 @@ def depthwise(spec: Depthwise, name: str) -> Any:
         y = Image.argument("y", spec.y)
 
         with jobs(batch * blocks * strips, touched) as job:
-            n, block, strip = job // (blocks * strips), job // strips % blocks, job % strips
-            sums = T.alloc_buffer((rows * columns * lanes,), "float32", scope="local")
+            n, block, strip = split_job(job, spec.y, blocks, strips)
+            sums = Registers(rows * columns, lanes)
 
             def tile(row: Expr, column: Expr) -> None:
                 for r, c in itertools.product(range(rows), range(columns)):
-                    T.buffer_store(sums, splat(0.0, lanes), [register(r, c)])
+                    sums[register(r, c)] = splat(0.0, lanes)
                 with T.serial(0, kernel_h) as ky:
                     for first in range(0, kernel_w, HELD):
                         part = range(first, min(first + HELD, kernel_w))
@@ -141,7 +141,7 @@ def depthwise(spec: Depthwise, name: str) -> Any:
                 for position, takers in sorted(takers_of.items()):
                     pixel = T.bind(x.vector(n, block, at, origin + position))
                     for c, kx in takers:
-                        T.buffer_store(sums, sums[register(r, c)] + pixel * held[kx], [register(r, c)])
+                        sums[register(r, c)] = sums[register(r, c)] + pixel * held[kx]
 
             with T.serial(0, taken) as row_tile:
                 # The last tile of a row or column is moved back so that it ends with the picture.

@@ -17,8 +17,8 @@ import numpy.typing as npt
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from targets.cpu.kernels.images import Image, argument, kernel, prefetch, ramp, splat
-from targets.cpu.kernels.jobs import by_rows
+from targets.cpu.kernels.images import Image, Registers, argument, kernel, prefetch, ramp, splat
+from targets.cpu.kernels.jobs import by_rows, split_job
 from targets.cpu.kernels.lanes import ByLane, instructions, multiply_adds, multiply_adds_of_numbers
 from targets.cpu.kernels.program import NOTHING, Bound, Program
 from targets.cpu.layout import ImageType
@@ -112,8 +112,8 @@ def direct_conv(spec: DirectConv, name: str) -> Any:
         y = Image.argument("y", spec.y)
         pixels = [(r, c) for r in range(tile.rows) for c in range(tile.columns)]
 
-        def register(g: int, pixel: int) -> Any:
-            return ramp((g * len(pixels) + pixel) * b, b)
+        def register(g: int, pixel: int) -> int:
+            return g * len(pixels) + pixel
 
         strips = -(-row_tiles // tile.strip)
         tiles = tile.strip * column_tiles
@@ -123,14 +123,10 @@ def direct_conv(spec: DirectConv, name: str) -> Any:
         # Where threads divide the channels, weights come from memory: those of the next group while this one is used.
         streams = not waits and batch == 1 and not by_rows(spec.y) and 1 < strips * tiles <= MAX_TAKERS
         with T.parallel(0, groups * batch * strips) as job, instructions(spec.by_lane):
-            if by_rows(spec.y):
-                n, strip, group = job // (strips * groups), job // groups % strips, job % groups
-            else:
-                group, n, strip = job // (batch * strips), job // strips % batch, job % strips
+            n, group, strip = split_job(job, spec.y, groups, strips)
             first_block = group // per_group * input_blocks
             first_row_tile = tirx.min(strip * tile.strip, row_tiles - tile.strip)
-            sums = T.alloc_buffer((sums_length,))
-            registers = [register(g, pixel) for g in range(tile.blocks) for pixel in range(len(pixels))]
+            sums = Registers(tile.blocks * len(pixels), b)
 
             def corner(index: Any) -> tuple[Any, Any]:
                 """First row and column of a tile. The last of a row or column is moved back to end with the picture."""
@@ -138,8 +134,8 @@ def direct_conv(spec: DirectConv, name: str) -> Any:
                 return row, tirx.min(index % column_tiles * tile.columns, out_width - tile.columns)
 
             def clear() -> None:
-                for index in registers:
-                    T.buffer_store(sums, splat(0.0, b), [index])
+                for index in range(tile.blocks * len(pixels)):
+                    sums[index] = splat(0.0, b)
 
             def fetch_ahead(weight: Any, index: Any, takers: int) -> None:
                 """Bring a share of some weights that are needed next nearer: that of one tile, of so many."""
@@ -185,10 +181,10 @@ def direct_conv(spec: DirectConv, name: str) -> Any:
                             for lane, pixel, g in product(range(written), range(len(pixels)), range(tile.blocks)):
                                 channel, index = step * written + lane, register(g, pixel)
                                 factor = splat(scalar(channel, pixel), b)
-                                T.buffer_store(sums, sums[index] + factor * weight(channel, g), [index])
+                                sums[index] = sums[index] + factor * weight(channel, g)
                     elif lanes == a > 1:
                         for _, g, pixel, add in multiply_adds(spec.by_lane, a, *sizes, weight, vector):
-                            T.buffer_store(sums, add(sums[register(g, pixel)]), [register(g, pixel)])
+                            sums[register(g, pixel)] = add(sums[register(g, pixel)])
                     else:
                         # Channels of a block that is not whole, or positions of the window in a plain picture.
                         for g, pixel, add in multiply_adds_of_numbers(
@@ -198,7 +194,7 @@ def direct_conv(spec: DirectConv, name: str) -> Any:
                             weight if a > 1 else lambda k, g: weight(0, g, k),
                             scalar if a > 1 else lambda k, pixel: scalar(0, pixel, k),
                         ):
-                            T.buffer_store(sums, add(sums[register(g, pixel)]), [register(g, pixel)])
+                            sums[register(g, pixel)] = add(sums[register(g, pixel)])
 
             def finish(row: Any, column: Any) -> None:
                 if rest:
@@ -217,22 +213,26 @@ def direct_conv(spec: DirectConv, name: str) -> Any:
                     finish(*corner(index))
             else:
                 # Unfinished sums of a strip's tiles wait in the first-level cache.
-                waiting = T.alloc_buffer((tiles * sums_length,), "float32", scope="local")
+                waiting = T.alloc_buffer((tiles * sums_length,))
 
-                def move(source: Any, source_start: Any, target: Any, target_start: Any) -> None:
-                    for at in range(0, sums_length, b):
-                        T.buffer_store(target, source[ramp(source_start + at, b)], [ramp(target_start + at, b)])
+                def put_aside(index: Any) -> None:
+                    for register in range(tile.blocks * len(pixels)):
+                        T.buffer_store(waiting, sums[register], [ramp(index * sums_length + register * b, b)])
+
+                def take_back(index: Any) -> None:
+                    for register in range(tile.blocks * len(pixels)):
+                        sums[register] = waiting[ramp(index * sums_length + register * b, b)]
 
                 clear()
                 with T.serial(0, tiles) as index:
-                    move(sums, 0, waiting, index * sums_length)
+                    put_aside(index)
                 with T.serial(0, full_blocks // depth) as part, T.serial(0, tiles) as index:
-                    move(waiting, index * sums_length, sums, 0)
+                    take_back(index)
                     with T.serial(0, depth) as block:
                         multiply(*corner(index), part * depth + block, a, index)
-                    move(sums, 0, waiting, index * sums_length)
+                    put_aside(index)
                 with T.serial(0, tiles) as index:
-                    move(waiting, index * sums_length, sums, 0)
+                    take_back(index)
                     finish(*corner(index))
             for g in range(tile.blocks):
                 with T.serial(0, tile.strip) as index:

@@ -76,6 +76,19 @@ def registers(count: int, lanes: int, dtype: str = "float32") -> list[Any]:
     return [T.alloc_buffer((lanes,), dtype) for _ in range(count)]
 
 
+class Registers:
+    """Vectors by number, in buffers of :func:`registers`."""
+
+    def __init__(self, count: int, lanes: int, dtype: str = "float32") -> None:
+        self._buffers, self._all = registers(count, lanes, dtype), ramp(0, lanes)
+
+    def __getitem__(self, index: int) -> Expr:
+        return self._buffers[index][self._all]
+
+    def __setitem__(self, index: int, value: Expr) -> None:
+        T.buffer_store(self._buffers[index], value, [self._all])
+
+
 def prefetch(element: Expr) -> None:
     """Ask for the cache line of a buffer's element; it may lie behind the buffer's end."""
     read, second_level, data = tirx.IntImm("int32", 0), tirx.IntImm("int32", 2), tirx.IntImm("int32", 1)

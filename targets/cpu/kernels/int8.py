@@ -15,7 +15,8 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from targets.cpu.kernels.direct import Tile, Window
-from targets.cpu.kernels.images import Image, argument, kernel, ramp
+from targets.cpu.kernels.images import Image, Registers, argument, kernel, ramp
+from targets.cpu.kernels.jobs import split_job
 from targets.cpu.kernels.products import Product
 from targets.cpu.kernels.program import NOTHING, Bound, Program
 from targets.cpu.layout import ImageType
@@ -87,20 +88,20 @@ def int8_conv(spec: Int8Conv, name: str) -> Any:
         words = words_of(x, product)
         pixels = [(r, c) for r in range(tile.rows) for c in range(tile.columns)]
 
-        def register(g: int, pixel: int) -> Any:
-            return ramp((g * len(pixels) + pixel) * b, b)
+        def register(g: int, pixel: int) -> int:
+            return g * len(pixels) + pixel
 
         with T.parallel(0, groups * batch * row_tiles) as job:
-            group, n = job // (batch * row_tiles), job // row_tiles % batch
+            n, group, strip = split_job(job, spec.y, groups, row_tiles)
             # The last tile of a row or column is moved back so that it ends with the picture.
-            row = tirx.min(job % row_tiles * tile.rows, out_height - tile.rows)
-            sums = T.alloc_buffer((tile.blocks * len(pixels) * b,), "int32", scope="local")
+            row = tirx.min(strip * tile.rows, out_height - tile.rows)
+            sums = Registers(tile.blocks * len(pixels), b, "int32")
             with T.serial(0, column_tiles) as column_tile:
                 column = tirx.min(column_tile * tile.columns, out_width - tile.columns)
                 for g in range(tile.blocks):
                     for pixel in range(len(pixels)):
                         first = bias[ramp((group * tile.blocks + g) * b, b)]
-                        T.buffer_store(sums, first, [register(g, pixel)])
+                        sums[register(g, pixel)] = first
 
                 def multiply(block: Any, count: int) -> None:
                     with T.serial(0, kernel_h) as ky, T.serial(0, kernel_w) as kx, T.serial(0, count) as w:
@@ -111,7 +112,7 @@ def int8_conv(spec: Int8Conv, name: str) -> Any:
                             for g in range(tile.blocks):
                                 index = register(g, pixel)
                                 ws = weights[group, block, ky, kx, w, g, ramp(0, b * word)]
-                                T.buffer_store(sums, product.multiply(sums[index], ws, value, b), [index])
+                                sums[index] = product.multiply(sums[index], ws, value, b)
 
                 if full_blocks:
                     with T.serial(0, full_blocks) as block:

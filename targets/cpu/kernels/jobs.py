@@ -27,16 +27,24 @@ def by_rows(y: ImageType) -> bool:
     return y.shape[2] >= ROWS
 
 
+def split_job(job: Any, y: ImageType, blocks: int, strips: int) -> tuple[Any, Any, Any]:
+    """Picture, block of channels and strip of rows of a job, in the order in which threads divide ``y``."""
+    if by_rows(y):
+        return job // (strips * blocks), job % blocks, job // blocks % strips
+    return job // strips % y.shape[0], job // (y.shape[0] * strips), job % strips
+
+
 def jobs(count: int, touched: int) -> Any:
     """A loop over ``count`` equal jobs that together load and store so many bytes."""
     return T.parallel(0, count) if count > 1 and touched >= SERIAL_BELOW else T.serial(0, count)
 
 
-def rows_per_job(height: int, others: int) -> int:
-    """How many rows of a picture one job takes: as many as divide the height and leave :data:`JOBS` jobs, or one.
+def rows_per_job(y: ImageType, height: int, blocks: int) -> int:
+    """How many of ``height`` rows one job takes: as many as divide them and leave :data:`JOBS` jobs, or one.
 
-    ``others`` are the jobs that there are for each part of the rows: pictures, blocks of channels.
+    The result ``y`` has so many blocks of channels; they count where threads divide them.
     """
+    others = y.shape[0] * (1 if by_rows(y) else blocks)
     fitting = (rows for rows in range(height, 0, -1) if height % rows == 0 and others * (height // rows) >= JOBS)
     return next(fitting, 1)
 

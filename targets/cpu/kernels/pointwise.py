@@ -8,7 +8,7 @@ from typing import Any
 from tvm.tirx.script.builder import ir as T
 
 from targets.cpu.kernels.images import Image, kernel
-from targets.cpu.kernels.jobs import jobs, rows_per_job, size_bytes
+from targets.cpu.kernels.jobs import jobs, rows_per_job, size_bytes, split_job
 from targets.cpu.kernels.program import Bound, Program
 from targets.cpu.layout import ImageType
 
@@ -28,7 +28,7 @@ def pointwise(spec: Pointwise, name: str) -> Any:
     if spec.y.shape != spec.x.shape or spec.y.layout.block != lanes:
         raise ValueError(f"{spec.x} and {spec.y} differ in more than their border")
     blocks = spec.x.blocks
-    rows = rows_per_job(height, batch * blocks)
+    rows = rows_per_job(spec.y, height, blocks)
     images = [operand.type for operand in spec.program.operands if operand.kind == "image"]
     touched = sum(size_bytes(image) for image in (spec.x, spec.y, *images))
 
@@ -38,7 +38,8 @@ def pointwise(spec: Pointwise, name: str) -> Any:
         y = Image.argument("y", spec.y)
         strips = height // rows
         with jobs(batch * blocks * strips, touched) as job:
-            n, block, first = job // (blocks * strips), job // strips % blocks, job % strips * rows
+            n, block, strip = split_job(job, spec.y, blocks, strips)
+            first = strip * rows
             with T.serial(0, rows) as r, T.serial(0, width) as column:
                 where = (n, block, first + r, column)
                 y.put(*where, program(x.floats(*where), lanes, *where))

@@ -16,8 +16,8 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from targets.cpu.kernels.direct import Window
-from targets.cpu.kernels.images import Image, kernel, ramp, splat
-from targets.cpu.kernels.jobs import jobs, rows_per_job, size_bytes
+from targets.cpu.kernels.images import Image, Registers, kernel, splat
+from targets.cpu.kernels.jobs import jobs, rows_per_job, size_bytes, split_job
 from targets.cpu.kernels.program import NOTHING, Bound, Program
 from targets.cpu.layout import ImageType
 
@@ -80,7 +80,7 @@ def pool(spec: Pool, name: str) -> Any:
     whole_to = max(whole_from, min(out_width, (width - 1 + left - (kernel_w - 1) * dilation_w) // stride_w + 1))
     columns = _tile(whole_to - whole_from, kernel_w, stride_w, dilation_w)
     blocks = spec.x.blocks
-    rows = rows_per_job(out_height, batch * blocks)
+    rows = rows_per_job(spec.y, out_height, blocks)
     strips = out_height // rows
 
     def body() -> None:
@@ -89,8 +89,9 @@ def pool(spec: Pool, name: str) -> Any:
         y = Image.argument("y", spec.y)
 
         with jobs(batch * blocks * strips, size_bytes(spec.x) + size_bytes(spec.y)) as job:
-            n, block, first = job // (blocks * strips), job // strips % blocks, job % strips * rows
-            held = T.alloc_buffer((HELD * lanes,), dtype, scope="local")
+            n, block, strip = split_job(job, spec.y, blocks, strips)
+            first = strip * rows
+            held = Registers(HELD, lanes, dtype)
             with T.serial(0, rows) as r:
                 row = first + r
                 start = row * stride_h - top
@@ -106,14 +107,13 @@ def pool(spec: Pool, name: str) -> Any:
 
                 def over_rows(positions: Sequence[Expr]) -> list[Expr]:
                     """Maximum or sum of each of these columns of the input over the window's rows."""
-                    registers = [ramp(i * lanes, lanes) for i in range(len(positions))]
-                    for register in registers:
-                        T.buffer_store(held, splat(nothing, lanes, dtype), [register])
+                    for i in range(len(positions)):
+                        held[i] = splat(nothing, lanes, dtype)
                     with T.serial(ky_from, ky_to) as ky:
-                        for register, position in zip(registers, positions, strict=True):
+                        for i, position in enumerate(positions):
                             value = (x.floats if average else x.vector)(n, block, start + ky * dilation_h, position)
-                            T.buffer_store(held, combine(held[register], value), [register])
-                    return [held[register] for register in registers]
+                            held[i] = combine(held[i], value)
+                    return [held[i] for i in range(len(positions))]
 
                 def put(column: Expr, columns_of_it: Sequence[Expr], count: int) -> None:
                     value = functools.reduce(combine, columns_of_it)
@@ -192,20 +192,19 @@ def global_average(spec: GlobalAverage, name: str) -> Any:
         y = Image.argument("y", spec.y)
         with jobs(batch * blocks, size_bytes(spec.x)) as job:
             n, block = job // blocks, job % blocks
-            total = T.alloc_buffer((sums * lanes,), "float32", scope="local")
-            registers = [ramp(i * lanes, lanes) for i in range(sums)]
-            for register in registers:
-                T.buffer_store(total, splat(0.0, lanes), [register])
+            total = Registers(sums, lanes)
+            for i in range(sums):
+                total[i] = splat(0.0, lanes)
             with T.serial(0, height) as row:
 
                 def add(column: Expr, count: int) -> None:
-                    for i, register in enumerate(registers[:count]):
-                        T.buffer_store(total, total[register] + x.floats(n, block, row, column + i), [register])
+                    for i in range(count):
+                        total[i] = total[i] + x.floats(n, block, row, column + i)
 
                 with T.serial(0, whole // sums) as part:
                     add(part * sums, sums)
                 add(whole, width - whole)
-            mean = functools.reduce(lambda a, b: a + b, [total[register] for register in registers])
+            mean = functools.reduce(lambda a, b: a + b, [total[i] for i in range(sums)])
             value = mean * splat(1.0 / (height * width), lanes)
             y.put(n, block, 0, 0, program(value, lanes, n, block, 0, 0))
             y.clear_border(n, block, 0, 1)

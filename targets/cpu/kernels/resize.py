@@ -15,7 +15,7 @@ import numpy.typing as npt
 from tvm.tirx.script.builder import ir as T
 
 from targets.cpu.kernels.images import Image, argument, kernel, splat
-from targets.cpu.kernels.jobs import jobs, rows_per_job, size_bytes
+from targets.cpu.kernels.jobs import jobs, rows_per_job, size_bytes, split_job
 from targets.cpu.layout import ImageType
 
 Expr = Any
@@ -59,7 +59,7 @@ def resize(spec: Resize, name: str) -> Any:
         raise ValueError(f"no kernel resizes by '{spec.method}'")
     linear = spec.method == "linear"
     blocks = spec.x.blocks
-    rows = rows_per_job(height, batch * blocks)
+    rows = rows_per_job(spec.y, height, blocks)
     strips = height // rows
 
     def body() -> None:
@@ -69,7 +69,8 @@ def resize(spec: Resize, name: str) -> Any:
         y = Image.argument("y", spec.y)
 
         with jobs(batch * blocks * strips, size_bytes(spec.x) + 2 * size_bytes(spec.y)) as job:
-            n, block, first = job // (blocks * strips), job // strips % blocks, job % strips * rows
+            n, block, strip = split_job(job, spec.y, blocks, strips)
+            first = strip * rows
 
             def nearest(row: Expr) -> None:
                 y_place = T.bind(places[row])

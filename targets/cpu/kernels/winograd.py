@@ -20,7 +20,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from targets.cpu.kernels import winograd_transforms as transforms
-from targets.cpu.kernels.images import Image, argument, kernel, prefetch, ramp, splat
+from targets.cpu.kernels.images import Image, Registers, argument, kernel, prefetch, ramp, splat
 from targets.cpu.kernels.lanes import ByLane, instructions, multiply_add, multiply_adds
 from targets.cpu.kernels.program import NOTHING, Bound, Program
 from targets.cpu.layout import ImageType
@@ -124,20 +124,6 @@ def _start(index: Expr, size: int, total: int) -> Expr:
     return index * size if total % size == 0 else tirx.min(index * size, total - size)
 
 
-class _Registers:
-    """Sums. Small buffers of the default scope: TVM puts them on the stack, and LLVM into registers."""
-
-    def __init__(self, count: int, lanes: int) -> None:
-        self._buffers = [T.alloc_buffer((lanes,)) for _ in range(count)]
-        self._all = ramp(0, lanes)
-
-    def __getitem__(self, index: int) -> Expr:
-        return self._buffers[index][self._all]
-
-    def __setitem__(self, index: int, value: Expr) -> None:
-        T.buffer_store(self._buffers[index], value, [self._all])
-
-
 class _Emitter:
     """Writes one kernel. Positions of a tile are numbered row by row; scratch has one row a position."""
 
@@ -212,7 +198,7 @@ class _Emitter:
             group, part = job // self.parts, job % self.parts
             start = _start(part, self.tile.part, self.tile.strip)
             products = T.alloc_buffer((self.n * self.n, self.product_stride))
-            sums = _Registers(self.n * self.tile.tiles, self.b)
+            sums = Registers(self.n * self.tile.tiles, self.b)
             self._clear_products(products)
             with T.serial(0, self.chunks) as chunk:
                 for i in range(self.n):
@@ -323,7 +309,7 @@ class _Emitter:
         ``weight`` is the row that this position's weights have. ``meanwhile`` is done once a register tile and block.
         """
         tiles, form = self.tile.tiles, self.spec.by_lane
-        sums = _Registers(tiles * self.g, self.b)
+        sums = Registers(tiles * self.g, self.b)
         places = [(k, *divmod(k, self.g)) for k in range(tiles * self.g)]
         with T.serial(0, -(-self.tile.part // tiles)) as step:
             tile = _start(step, tiles, self.tile.part)
