@@ -30,6 +30,8 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
 
     signature: str
     choice: str
+    #: What it raced against.
+    default: str
     confirming: bool
     default_ms: float = 0.0
     ms: float = 0.0
@@ -81,14 +83,18 @@ class TuningPlan:
         seconds: float = 0.0,
         clock: Callable[[], float],
     ) -> None:
-        """``known`` was measured before and is not measured again, nor does it count. 0 trials or seconds: no bound."""
+        """``known`` was measured before and is not measured again, nor does it count in the budget: what raced
+        against the defaults that stand now. 0 trials or seconds: no bound.
+        """
         self.layers = layers
         self.order = sorted(range(len(layers)), key=lambda index: -layers[index].cost)
         self.trials, self.seconds, self.used = trials, seconds, 0
         self._clock, self._start = clock, clock()
         self._found: dict[tuple[str, str, bool], Measured] = {}
+        defaults = {layer.signature: layer.candidates[0].choice for layer in layers}
         for one in known:
-            self._keep(one)
+            if one.default == defaults.get(one.signature):
+                self._keep(one)
 
     # --- Measuring ------------------------------------------------------------------------------
 
@@ -112,6 +118,7 @@ class TuningPlan:
         measured = Measured(
             signature=layer.signature,
             choice=layer.candidates[trial.candidate].choice,
+            default=layer.candidates[0].choice,
             confirming=trial.confirming,
             default_ms=default,
             ms=own,

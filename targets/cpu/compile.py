@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from targets.base import BuiltFile, ModelError, TensorSpec
+from targets.cpu.database import Tuned
 from targets.cpu.layers import LayerTable
 from targets.cpu.machine import Machine, Processor
-from targets.cpu.tuned import Tuned
 
 LIBRARY = "model.so"
 

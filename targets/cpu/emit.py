@@ -11,6 +11,7 @@ import tvm
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
+from targets.cpu.database import Tuned
 from targets.cpu.graph import Array, Graph, Layer, Opaque, Value
 from targets.cpu.kernels.convert import Convert, convert
 from targets.cpu.kernels.peak import Peak, Stream, peak, stream
@@ -20,7 +21,6 @@ from targets.cpu.layout import PLAIN, ImageType, Layout
 from targets.cpu.layouts import Layouts, wanted
 from targets.cpu.lower import Call, lower
 from targets.cpu.processors import Processor
-from targets.cpu.tuned import Tuned
 
 
 def emit(module: Any, graph: Graph, layouts: Layouts, processor: Processor, tuned: Tuned) -> tuple[Any, LayerTable]:

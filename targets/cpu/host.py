@@ -21,9 +21,9 @@ from targets.base import (
     check_options,
 )
 from targets.cpu.compile import LIBRARY, cannot_compile, compile_module, link, write_weights
+from targets.cpu.database import Tuned, keep, load, name_of
 from targets.cpu.layers import write_layers
 from targets.cpu.machine import Machine, Processor
-from targets.cpu.tuned import Tuned, keep, load, name_of
 from targets.tuning import Finding, Tuner
 
 OPTIONS = {"mcpu": str, "board": str, "cores": int, "batch": int, "precision": str, "tuned": str}

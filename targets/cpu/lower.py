@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from targets.cpu import choose
+from targets.cpu.database import Tuned
 from targets.cpu.graph import (
     Concatenation,
     Convolution,
@@ -30,7 +31,6 @@ from targets.cpu.layout import ImageType
 from targets.cpu.problem import Problem, Spec, chosen
 from targets.cpu.processors import Processor
 from targets.cpu.quantised import product
-from targets.cpu.tuned import Tuned
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from targets.cpu.database import Tuned
 from targets.cpu.emit import emit
 from targets.cpu.fuse import fuse
 from targets.cpu.layers import LayerTable
@@ -11,7 +12,6 @@ from targets.cpu.layouts import Layouts
 from targets.cpu.processors import Processor
 from targets.cpu.quantised import quantise
 from targets.cpu.read import read
-from targets.cpu.tuned import Tuned
 
 
 def optimise(module: Any, processor: Processor, tuned: Tuned | None = None) -> tuple[Any, LayerTable]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from targets.cpu import choose
+from targets.cpu.database import Choice, DepthwiseTile, Direct, Tuned, Winograd
 from targets.cpu.kernels import depthwise
 from targets.cpu.kernels.depthwise import Depthwise
 from targets.cpu.kernels.direct import DirectConv, Window
@@ -15,7 +16,6 @@ from targets.cpu.kernels.program import Operand, Program, Result, Step
 from targets.cpu.kernels.winograd import WinogradConv
 from targets.cpu.layout import ImageType
 from targets.cpu.processors import Processor
-from targets.cpu.tuned import Choice, DepthwiseTile, Direct, Tuned, Winograd
 
 Spec = DirectConv | WinogradConv | Depthwise
 
@@ -84,17 +84,20 @@ def chosen(problem: Problem, processor: Processor, tuned: Tuned) -> tuple[Spec, 
     What is in ``tuned`` and does not fit is told there.
     """
     tuned.asked.append(problem)
+    default = problem.default(processor)
     entry = tuned.entries.get(signature(problem, processor))
-    if entry is not None:
-        spec = spec_of(entry.choice, problem, processor)
-        if spec is not None:
-            return spec, True
-        tools = ", ".join(f"{name} {version}" for name, version in sorted(entry.toolchain.items()))
-        tuned.warnings.append(
-            f"a tuned choice of {entry.date} ({tools}) does not fit this compiler and the default is taken; "
-            f"`fleet tune` measures anew: {msgspec.json.encode(entry.choice).decode()} for {entry.signature}"
-        )
-    return problem.default(processor), False
+    if entry is None:
+        return default, False
+    spec = spec_of(entry.choice, problem, processor)
+    if spec is not None and entry.default == choice_of(default):
+        return spec, True
+    why = "does not fit this compiler" if spec is None else "beat another default than this compiler's"
+    tools = ", ".join(f"{name} {version}" for name, version in sorted(entry.toolchain.items()))
+    tuned.warnings.append(
+        f"a tuned choice of {entry.date} ({tools}) {why}, and the default is taken; `fleet tune` measures anew: "
+        f"{msgspec.json.encode(entry.choice).decode()} for {entry.signature}"
+    )
+    return default, False
 
 
 def choice_of(spec: Spec) -> Choice:

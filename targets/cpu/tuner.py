@@ -26,6 +26,7 @@ from tvm.s_tir.meta_schedule.builder import BuilderInput, LocalBuilder
 from targets.base import FleetError
 from targets.cpu import kernels
 from targets.cpu.compile import tvm_target
+from targets.cpu.database import Tuned
 from targets.cpu.layout import ImageType
 from targets.cpu.lower import kernel
 from targets.cpu.machine import Machine
@@ -33,7 +34,6 @@ from targets.cpu.optimise import optimise
 from targets.cpu.problem import Problem, Spec, choice_of, signature
 from targets.cpu.processors import Processor
 from targets.cpu.race import race
-from targets.cpu.tuned import Tuned
 from targets.tuning import Candidate, Endpoint, Race, TunableLayer
 
 Array = npt.NDArray[Any]
@@ -231,7 +231,8 @@ def _words(problem: Problem) -> str:
     kind = "depthwise" if problem.depthwise else "conv2d"
     step = f"/{stride}" if stride > 1 else ""
     shapes = " → ".join("×".join(map(str, image.shape[1:])) for image in (problem.x, problem.y))
-    return f"{kind} {kernel_h}×{kernel_w}{step} {shapes}"
+    program = "".join(f" + {name}" for name in dict.fromkeys(one.op for one in problem.program.steps))
+    return f"{kind} {kernel_h}×{kernel_w}{step} {shapes}{program}"
 
 
 def _digest() -> str:

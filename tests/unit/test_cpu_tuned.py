@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from targets.base import FleetError
+from targets.cpu.database import FOLDER, Choice, Database, Entry, Tuned, keep, load, name_of, read
 from targets.cpu.host import CPUHost
 from targets.cpu.kernels.direct import Window
 from targets.cpu.kernels.program import Operand, OperandType, Program, Result, Step
@@ -19,7 +20,6 @@ from targets.cpu.layout import ImageType, Layout
 from targets.cpu.machine import ARMV7_MACHINE, X86_MACHINE
 from targets.cpu.problem import CANDIDATES, Problem, choice_of, chosen, signature, spec_of
 from targets.cpu.processors import Processor
-from targets.cpu.tuned import FOLDER, Choice, Database, Entry, Tuned, keep, load, name_of, read
 from targets.tuning import Finding
 
 V3 = X86_MACHINE.processor("x86-64-v3")
@@ -131,6 +131,7 @@ def entry(problem: Problem, candidate: int = 1, **changes: object) -> Entry:
     made = Entry(
         signature=signature(problem, V3),
         choice=choice_of(problem.candidates(V3)[candidate]),
+        default=choice_of(problem.default(V3)),
         ms=1.0,
         default_ms=2.0,
         device="board",
@@ -150,6 +151,15 @@ def test_what_was_tuned_is_taken_and_nothing_else_is_touched(problem: Problem) -
     # Another number of cores is another problem.
     assert chosen(problem, replace(V3, cores=V3.cores + 1), tuned)[1] is False
     assert tuned.warnings == []
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_what_beat_another_default_is_not_taken(problem: Problem) -> None:
+    """A better compiler's default is not made worse by what was better than an older one's."""
+    tuned = Tuned([entry(problem, default=choice_of(problem.candidates(V3)[2]))])
+    assert chosen(problem, V3, tuned) == (problem.default(V3), False)
+    (warning,) = tuned.warnings
+    assert "beat another default" in warning and "fleet tune" in warning
 
 
 @settings(deadline=None, max_examples=60)
@@ -191,6 +201,7 @@ def test_what_is_kept_is_read_again(
         Finding(
             signature=signature(problem, V3),
             choice=msgspec.json.encode(choice_of(problem.candidates(V3)[number])).decode(),
+            default_choice=msgspec.json.encode(choice_of(problem.default(V3))).decode(),
             ms=ms,
             default_ms=default_ms,
             device="board",
@@ -224,7 +235,7 @@ def test_where_the_default_stays_an_entry_goes(tmp_path: Path, monkeypatch: pyte
     keep(path, "x86_64", V3, [lost], {})
     assert read(path, "x86_64", V3).entries == []
     # Unless the entry that comes with the package must be overruled: the user's own measurement wins.
-    monkeypatch.setattr("targets.cpu.tuned.FOLDER", packaged)
+    monkeypatch.setattr("targets.cpu.database.FOLDER", packaged)
     keep(packaged / name_of("x86_64", V3), "x86_64", V3, [won], {})
     keep(path, "x86_64", V3, [lost], {})
     assert chosen(problem, V3, load("x86_64", V3))[0] == problem.candidates(V3)[1]
@@ -302,6 +313,7 @@ def test_the_files_contents_are_part_of_a_builds_key(tmp_path: Path) -> None:
     finding = Finding(
         signature=signature(PROBLEMS[0], v3),
         choice=msgspec.json.encode(choice_of(PROBLEMS[0].candidates(v3)[1])).decode(),
+        default_choice=msgspec.json.encode(choice_of(PROBLEMS[0].default(v3))).decode(),
         ms=1.0,
         default_ms=2.0,
         device="b",

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -158,6 +159,15 @@ def test_what_time_is_left_is_what_there_is_to_do_or_the_budget() -> None:
     assert plan.left == pytest.approx(3.0) and plan.share == pytest.approx(0.25)
 
 
+def test_races_against_another_default_do_not_count() -> None:
+    machine = Machine({("layer 0", "choice 1"): 0.8})
+    known = machine.run(TuningPlan([layer(0, 3)], clock=machine.clock))
+    turned = msgspec.structs.replace(layer(0, 3), candidates=layer(0, 3).candidates[::-1])
+    assert TuningPlan([layer(0, 3)], known, clock=machine.clock).next() is None
+    anew = TuningPlan([turned], known, clock=machine.clock)
+    assert anew.next() is not None and anew.findings("b", "2026-01-31") == []
+
+
 def test_nothing_to_choose_is_no_error() -> None:
     plan = TuningPlan([layer(0, 1)], clock=lambda: 0.0)
     assert plan.next() is None and plan.share == 1.0 and plan.findings("b", "2026-01-31") == []
@@ -226,6 +236,7 @@ measured = st.builds(
     Measured,
     signature=st.text(max_size=20),
     choice=st.text(max_size=20),
+    default=st.text(max_size=20),
     confirming=st.booleans(),
     default_ms=st.floats(0, 1e6),
     ms=st.floats(0, 1e6),
@@ -255,7 +266,7 @@ def test_a_session_outlives_a_cut(
 
 def test_a_session_is_of_one_compiler(tmp_path: Path) -> None:
     path = tmp_path / "s.jsonl"
-    one = Measured(signature="s", choice="c", confirming=False, default_ms=2.0, ms=1.0, faster=True)
+    one = Measured(signature="s", choice="c", default="d", confirming=False, default_ms=2.0, ms=1.0, faster=True)
     TuningSession(path, "old").add(one)
     session = TuningSession(path, "new")
     assert session.known() == []

@@ -1,8 +1,8 @@
 """Choices that were measured to beat the default: a file for each processor, which builds look into.
 
 A file that is not as it must be is refused. An entry that is well-formed and yet names nothing that this compiler could
-choose (it comes from another version) is left out with a warning: the default then stays. Nothing here imports a
-compiler: what was tuned is part of the build cache's key.
+choose, or that beat another default than this compiler's, comes from another version. It is left out with a warning:
+the default then stays. Nothing here imports a compiler: what was tuned is part of the build cache's key.
 """
 
 from __future__ import annotations
@@ -66,6 +66,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     #: `targets.cpu.problem.signature`.
     signature: Annotated[str, msgspec.Meta(min_length=1, max_length=10_000)]
     choice: Choice
+    #: The default that it beat. Of a compiler with another one nobody knows whether it beats that too.
+    default: Choice
     ms: Milliseconds
     default_ms: Milliseconds
     device: Word
@@ -101,7 +103,7 @@ class Tuned:
         """Of what shapes a build: which choice is taken for which problem. Empty without entries."""
         if not self.entries:
             return ""
-        pairs = sorted((key, entry.choice) for key, entry in self.entries.items())
+        pairs = sorted((key, entry.choice, entry.default) for key, entry in self.entries.items())
         return hashlib.sha256(msgspec.json.encode(pairs, order="deterministic")).hexdigest()[:16]
 
 
@@ -166,6 +168,7 @@ def keep(
             kept[one.signature] = Entry(
                 signature=one.signature,
                 choice=msgspec.json.decode(choice, type=Choice),
+                default=msgspec.json.decode(one.default_choice, type=Choice),
                 ms=one.ms if one.choice else one.default_ms,
                 default_ms=one.default_ms,
                 device=one.device,
