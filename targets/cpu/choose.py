@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from targets.cpu.kernels.direct import DirectConv, Tile, Window
+from targets.cpu.kernels.jobs import by_rows
 from targets.cpu.kernels.lanes import AHEAD, ByLane
 from targets.cpu.kernels.program import Program
 from targets.cpu.kernels.winograd import WinogradConv
@@ -22,6 +23,8 @@ from targets.cpu.processors import Processor
 LATENCY = 4
 #: Registers that x86's form keeps for a broadcast pixel and for weights.
 NOT_SUMS = 4
+#: Bytes of pixels that cost as much to read again as one byte of weights (measured).
+STRIP_GAIN = 1.5
 #: Tiles of a picture up to which weights that come from memory are what a convolution waits for.
 FEW_TILES = 16
 #: How much of the first-level cache a strip's weights and its unfinished sums may take; the rest is for pixels.
@@ -117,17 +120,29 @@ def _cuts(t: Tile, x: ImageType, y: ImageType, window: Window, groups: int, proc
         return
     yield t
     row_tiles, whole_blocks = math.ceil(y.shape[2] / t.rows), x.shape[1] // groups // x.layout.block
-    for depth, strip in itertools.product((cut.depth, whole_blocks, 2 * cut.depth), (cut.strip, 1, 2 * cut.strip)):
-        if whole_blocks % depth == 0 and strip <= row_tiles and strip * math.ceil(y.shape[3] / t.columns) > 1:
+    depths = (cut.depth, whole_blocks, 2 * cut.depth) if cut.depth else (0,)
+    for depth, strip in itertools.product(depths, (cut.strip, 1, 2 * cut.strip)):
+        if (
+            (not depth or whole_blocks % depth == 0)
+            and strip <= row_tiles
+            and strip * math.ceil(y.shape[3] / t.columns) > 1
+        ):
             yield replace(t, depth=depth, strip=strip)
 
 
 def _in_strips(t: Tile, x: ImageType, y: ImageType, window: Window, groups: int, processor: Processor) -> Tile:
-    """The tile, in strips when few tiles use each weight and those of a block do not stay in the first-level cache."""
+    """The tile, in strips of rows where that brings fewer bytes near, or brings them at a better pace."""
     lanes, whole_blocks = y.layout.block, x.shape[1] // groups // x.layout.block
     weights = 4 * t.blocks * lanes * x.layout.block * math.prod(window.kernel)
     row_tiles, column_tiles = math.ceil(y.shape[2] / t.rows), math.ceil(y.shape[3] / t.columns)
     few = y.shape[0] * row_tiles * column_tiles <= FEW_TILES
+    if by_rows(y):
+        # Of rows that a thread has, it passes by all weights for each, or by all rows for each group of channels.
+        all_weights, all_pixels = weights * whole_blocks * (y.blocks // t.blocks), 4 * math.prod(x.physical[1:])
+        own = max(1, row_tiles // processor.cores)
+        strip = max(rows for rows in range(1, own + 1) if row_tiles % rows == 0)
+        far = y.blocks // t.blocks * all_pixels, row_tiles * all_weights
+        return replace(t, strip=strip) if far[0] < STRIP_GAIN * far[1] else t
     if weights * whole_blocks <= WEIGHTS_SHARE * processor.l1_bytes or not few:
         return t
     waiting = 4 * t.blocks * lanes * t.rows * t.columns * column_tiles

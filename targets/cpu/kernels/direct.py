@@ -120,8 +120,10 @@ def direct_conv(spec: DirectConv, name: str) -> Any:
         sums_length = tile.blocks * len(pixels) * b
         depth = tile.depth or full_blocks
         waits = full_blocks > depth and tiles > 1
+        # Tiles that a thread computes before it takes the next group of output channels.
+        takers = tiles if by_rows(spec.y) else strips * tiles
         # Where threads divide the channels, weights come from memory: those of the next group while this one is used.
-        streams = not waits and batch == 1 and not by_rows(spec.y) and 1 < strips * tiles <= MAX_TAKERS
+        streams = not waits and batch == 1 and 1 < takers <= MAX_TAKERS
         with T.parallel(0, groups * batch * strips) as job, instructions(spec.by_lane):
             n, group, strip = split_job(job, spec.y, groups, strips)
             first_block = group // per_group * input_blocks
@@ -174,7 +176,7 @@ def direct_conv(spec: DirectConv, name: str) -> Any:
                     if waits and index is not None:
                         fetch_ahead(next_weight, index, tiles)
                     elif streams and index is not None:
-                        fetch_ahead(next_weight, strip * tiles + index, strips * tiles)
+                        fetch_ahead(next_weight, index if by_rows(spec.y) else strip * tiles + index, takers)
                     if not spec.by_lane:
                         written = math.gcd(lanes, WRITTEN_OUT)
                         with T.serial(0, lanes // written) as step:

@@ -13,7 +13,7 @@ from targets.cpu.layout import ImageType
 #: Bytes that one thread loads and stores in about ten microseconds.
 SERIAL_BELOW = 256 * 1024
 #: Rows of a picture from which on threads divide them.
-ROWS = 20
+ROWS = 14
 #: With so many jobs, two to four threads have shares that differ by little.
 JOBS = 32
 
