@@ -20,6 +20,7 @@ from targets.cpu.layers import PEAK, STREAM, LayerRow, LayerTable
 from targets.cpu.layout import PLAIN, ImageType, Layout
 from targets.cpu.layouts import Layouts, wanted
 from targets.cpu.lower import Call, lower
+from targets.cpu.memory import OVER
 from targets.cpu.processors import Processor
 
 
@@ -124,7 +125,10 @@ class _Emitter:
         if spec not in self._kernels:
             number = self._names[call.name] = self._names.get(call.name, 0) + 1
             name = f"{call.name}_{number}"
-            self._kernels[spec] = self._builder.add_func(call.build(call.spec, name), name)
+            function = call.build(call.spec, name)
+            if call.over is not None:
+                function = function.with_attr(OVER, call.over)
+            self._kernels[spec] = self._builder.add_func(function, name)
         dimensions = output.physical[:rank] if output.layout == PLAIN else output.physical
         of_type = relax.TensorType(dimensions, output.dtype)
         moved = sum(_bytes(argument.ty) for argument in arguments) + _bytes(of_type)

@@ -45,6 +45,8 @@ class Call:
     flops: int = 0
     #: How it does it, for a person.
     choice: str = ""
+    #: Which argument the result may be written over: each of its pixels is read before, and only by who writes it.
+    over: int | None = None
 
 
 def lower(
@@ -67,12 +69,30 @@ def lower(
         case Quantisation() if x.layout.block == 1:
             return Call("quantize", quantise.quantise, quantise.Quantise(x, output, program))
         case Pointwise() | Quantisation():
-            return Call("pointwise", pointwise.pointwise, pointwise.Pointwise(x, output, program))
+            over = 0 if x == output else _alike(program, output, 1)
+            return Call("pointwise", pointwise.pointwise, pointwise.Pointwise(x, output, program), over=over)
         case Concatenation():
             return Call("concat", concat.concat, concat.Concat(tuple(inputs), output))
         case Resizing():
             resized = resize.Resize(x, output, work.method, work.coordinates, work.rounding)
             return Call("resize2d", resize.resize, resized, resize.tables(resized))
+
+
+def _alike(program: Program, output: ImageType, before: int) -> int | None:
+    """The first operand that lies in memory as the output does; there are so many arguments before the operands."""
+    alike = (i for i, each in enumerate(program.operands) if each.kind == "image" and each.type == output)
+    return next((before + index for index in alike), None)
+
+
+def _once(spec: Spec) -> bool:
+    """Whether no pixel of the result is computed twice: tiles do not overlap, or only one of them writes it."""
+    if isinstance(spec, winograd.WinogradConv):
+        return True
+    rows, columns = spec.y.shape[2:]
+    if isinstance(spec, depthwise.Depthwise):
+        return rows % spec.rows == 0 and columns % spec.columns == 0
+    tile = spec.tile
+    return rows % (tile.rows * tile.strip) == 0 and columns % tile.columns == 0
 
 
 def _integers(work: IntegerConvolution, x: ImageType, y: ImageType, program: Program, processor: Processor) -> Call:
@@ -106,7 +126,8 @@ def _convolution(
     spec, measured = chosen(Problem(x, y, work.window, groups, program, each), processor, tuned)
     made = kernel(spec)
     choice = f"{made.words}, tuned" if measured else made.words
-    return Call(made.name, made.build, spec, (made.pack(weights, spec),), flops, choice)
+    over = _alike(program, y, 2) if _once(spec) else None
+    return Call(made.name, made.build, spec, (made.pack(weights, spec),), flops, choice, over)
 
 
 @dataclass(frozen=True, slots=True)

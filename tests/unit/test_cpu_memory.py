@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,3 +38,29 @@ def test_results_that_grow_and_then_shrink_need_the_two_largest_neighbours() -> 
     sizes = [3, 5, 8, 20, 12, 6, 2]
     lives = [Life(size, step, step + 1) for step, size in enumerate(sizes)]
     assert total(lives, shared(lives)) == 20 + 12
+
+
+def test_a_sum_is_written_over_what_it_adds_to() -> None:
+    # Three residual blocks: the shortcut lives until the sum, which is written over it.
+    lives = [Life(9, 0, 2)]
+    for block in range(3):
+        shortcut, step = len(lives) - 1, 1 + 2 * block
+        lives += [Life(9, step, step + 1), Life(9, step + 1, step + 3, over=shortcut)]
+    assert total(lives, shared(lives)) == 2 * 9
+    # Somebody else still needs it: not over that one.
+    lives[0] = Life(9, 0, 3)
+    assert total(lives, shared(lives)) == 3 * 9
+
+
+@given(LIVES, st.data())
+def test_only_what_ends_there_is_written_over(lives: list[Life], data: st.DataObject) -> None:
+    lives = [
+        replace(life, over=data.draw(st.integers(-1, index - 1))) if index else life
+        for index, life in enumerate(sorted(lives, key=lambda life: life.first))
+    ]
+    numbers = shared(lives)
+    for index, life in enumerate(lives):
+        for before, other in enumerate(lives[:index]):
+            if numbers[index] == numbers[before]:
+                ended = other.last < life.first or (life.over == before and other.last == life.first)
+                assert ended or other.first > life.last
