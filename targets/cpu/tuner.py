@@ -86,7 +86,7 @@ class CPUTuner:
         specs = (self._specs[layer][0], self._specs[layer][candidate])
         default, other = race(
             at,
-            {path: arguments(problem, spec) for path, spec in zip(paths, specs, strict=True)},
+            dict(zip(paths, arguments(problem, specs), strict=True)),
             rounds=rounds,
             threads=self._processor.cores,
             flush=self._machine.uname in FLUSHING,
@@ -160,12 +160,12 @@ def _exported(zig: str, workdir: str, executable: Any) -> str:
 # --- What kernels are called with ---------------------------------------------------------------
 
 
-def arguments(problem: Problem, spec: Spec) -> list[Array]:
-    """The same picture, weights and operands for every specification of a problem, and a result that is filled with
-    what no kernel leaves there."""
+def arguments(problem: Problem, specs: Sequence[Spec]) -> list[list[Array]]:
+    """What each specification of a problem is called with: the same picture, weights in its own order, the same
+    operands, and the same result, which is filled with what no kernel leaves there."""
     random = np.random.default_rng(0)
-    channels = problem.x.shape[1]
-    inputs = 1 if problem.depthwise else channels // problem.groups
+    x = picture(random, problem.x)
+    inputs = 1 if problem.depthwise else problem.x.shape[1] // problem.groups
     shape = (problem.y.shape[1], inputs, *problem.window.kernel)
     weights = (random.standard_normal(shape) / math.sqrt(math.prod(shape[1:]))).astype(np.float32)
     operands = [
@@ -176,7 +176,7 @@ def arguments(problem: Problem, spec: Spec) -> list[Array]:
     ]
     y = problem.y
     result = np.full(y.physical, np.nan if y.dtype.startswith("float") else 111, y.dtype)
-    return [picture(random, problem.x), kernel(spec).pack(weights, spec), *operands, result]
+    return [[x, kernel(spec).pack(weights, spec), *operands, result] for spec in specs]
 
 
 def picture(random: np.random.Generator, image: ImageType) -> Array:

@@ -170,9 +170,12 @@ def test_wrong_uses_are_said(cli: Cli, tmp_path: Path) -> None:
         called = cli("tune", NET, *arguments, "--json")
         assert called.code != 0 and called.error["code"] == code, called.out
     net = convnet(tmp_path / "net.onnx")
-    (tmp_path / "fleet.yaml").write_text("devices:\n  - {name: other, target: vta-sim, address: 'tcp://127.0.0.1:1'}\n")
-    called = cli("tune", net, "--inventory", tmp_path / "fleet.yaml", "--device", "other", "--json")
-    assert called.code != 0 and called.error["code"] in ("no-tuning", "inventory"), called.out
+    inventory = tmp_path / "fleet.yaml"
+    devices = [f"  - {{name: {name}, target: {name}, rpc: '127.0.0.1:1'}}\n" for name in ("vta-sim", "x86")]
+    inventory.write_text("devices:\n" + "".join(devices))
+    for device, code in (("vta-sim", "no-tuning"), ("x86", "unreachable")):
+        called = cli("tune", net, "--inventory", inventory, "--device", device, "--json")
+        assert called.code != 0 and called.error["code"] == code, called.out
 
 
 # --- The runner ---------------------------------------------------------------------------------
