@@ -162,4 +162,5 @@ def test_both_modules_compile_for_every_machine(machine: str) -> None:
     target = MACHINES[machine]
     for module in (calibration_module(made), deployment_module(made, graphs, DEFAULT)):
         compiled = compile_module(module, target, target.processor(""))
-        assert compiled.executable.mod is not None and len(compiled.weights) == 6  # what the accelerator has is not among them
+        # What the accelerator has is not among them.
+        assert compiled.executable.mod is not None and len(compiled.weights) == 6
