@@ -25,6 +25,8 @@ LATENCY = 4
 NOT_SUMS = 4
 #: Bytes of pixels that cost as much to read again as one byte of weights (measured).
 STRIP_GAIN = 1.5
+#: How much longer a strip takes whose weights of one step do not stay in the first-level cache (measured).
+CROWDED = 1.3
 #: Tiles of a picture up to which weights that come from memory are what a convolution waits for.
 FEW_TILES = 16
 #: How much of the first-level cache a strip's weights and its unfinished sums may take; the rest is for pixels.
@@ -95,11 +97,17 @@ def tile(
     """The tile of a direct convolution that takes the fewest cycles."""
     processor, by_lane = _of_input(processor, by_lane, x)
     (batch, _, rows, columns), blocks = y.shape, y.blocks // groups
-    best = min(
-        _tiles(blocks, rows, columns, processor, by_lane),
-        key=lambda t: _cycles(t, blocks, rows, columns, batch * groups, processor, by_lane),
+
+    def cycles(t: Tile) -> float:
+        found = _cycles(t, blocks, rows, columns, batch * groups, processor, by_lane)
+        cut = _in_strips(t, x, y, window, groups, processor)
+        # What strips are for: the weights of one step stay in the first-level cache.
+        crowded = cut.depth and _step_bytes(t, x, y, window) > WEIGHTS_SHARE * processor.l1_bytes
+        return found * (CROWDED if crowded else 1)
+
+    return _in_strips(
+        min(_tiles(blocks, rows, columns, processor, by_lane), key=cycles), x, y, window, groups, processor
     )
-    return _in_strips(best, x, y, window, groups, processor)
 
 
 def _of_input(processor: Processor, by_lane: ByLane, x: ImageType) -> tuple[Processor, ByLane]:
@@ -130,15 +138,22 @@ def _cuts(t: Tile, x: ImageType, y: ImageType, window: Window, groups: int, proc
             yield replace(t, depth=depth, strip=strip)
 
 
+def _step_bytes(t: Tile, x: ImageType, y: ImageType, window: Window) -> int:
+    """Weights that a tile uses for one block of input channels."""
+    return 4 * t.blocks * y.layout.block * x.layout.block * math.prod(window.kernel)
+
+
 def _in_strips(t: Tile, x: ImageType, y: ImageType, window: Window, groups: int, processor: Processor) -> Tile:
     """The tile, in strips of rows where that brings fewer bytes near, or brings them at a better pace."""
     lanes, whole_blocks = y.layout.block, x.shape[1] // groups // x.layout.block
-    weights = 4 * t.blocks * lanes * x.layout.block * math.prod(window.kernel)
+    weights = _step_bytes(t, x, y, window)
     row_tiles, column_tiles = math.ceil(y.shape[2] / t.rows), math.ceil(y.shape[3] / t.columns)
     few = y.shape[0] * row_tiles * column_tiles <= FEW_TILES
     if by_rows(y):
         # Of rows that a thread has, it passes by all weights for each, or by all rows for each group of channels.
-        all_weights, all_pixels = weights * whole_blocks * (y.blocks // t.blocks), 4 * math.prod(x.physical[1:])
+        all_weights = weights * whole_blocks * (y.blocks // t.blocks)
+        read = [y.shape[2 + i] * min(window.kernel[i], window.stride[i]) for i in (0, 1)]
+        all_pixels = 4 * x.shape[1] * math.prod(read)
         own = max(1, row_tiles // processor.cores)
         strip = max(rows for rows in range(1, own + 1) if row_tiles % rows == 0)
         far = y.blocks // t.blocks * all_pixels, row_tiles * all_weights

@@ -42,10 +42,10 @@ def jobs(count: int, touched: int) -> Any:
 def rows_per_job(y: ImageType, height: int, blocks: int) -> int:
     """How many of ``height`` rows one job takes: as many as divide them and leave :data:`JOBS` jobs, or one.
 
-    The result ``y`` has so many blocks of channels; they count where threads divide them.
+    The result ``y`` has so many blocks of channels. Where threads divide its rows there are two jobs of them at least.
     """
-    others = y.shape[0] * (1 if by_rows(y) else blocks)
-    fitting = (rows for rows in range(height, 0, -1) if height % rows == 0 and others * (height // rows) >= JOBS)
+    others, most = y.shape[0] * blocks, height // 2 if by_rows(y) else height
+    fitting = (rows for rows in range(most, 0, -1) if height % rows == 0 and others * (height // rows) >= JOBS)
     return next(fitting, 1)
 
 
