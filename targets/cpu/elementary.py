@@ -35,10 +35,19 @@ def _expression(expand: Callable[[Expr, int], Expr], argument: Expr) -> Expr:
 
     with IRBuilder() as builder, T.prim_func():
         T.func_name("expression")
-        T.evaluate(expand(argument, 1))
+        # The argument may itself be such an expression: it must not stand in two places.
+        T.evaluate(expand(T.bind(argument), 1))
     body = builder.get().body
     *bindings, last = body.seq if isinstance(body, tirx.SeqStmt) else [body]
     expression = last.value
     for binding in reversed(bindings):
-        expression = tirx.Let(binding.var, binding.value, expression)
+        if str(binding.var.ty.dtype).startswith("float"):
+            expression = tirx.Let(binding.var, binding.value, expression)
+        else:
+            # TVM's analysis keeps one range for an integer, and a loop that is unrolled makes several of it.
+            expression = tvm_ffi.structural_map(expression, (tvm.ir.Var, _replacing(binding.var, binding.value)))
     return expression
+
+
+def _replacing(variable: Any, value: Expr) -> Callable[[Any], Expr]:
+    return lambda found: value if found.same_as(variable) else found
