@@ -154,7 +154,9 @@ def _in_strips(t: Tile, x: ImageType, y: ImageType, window: Window, groups: int,
         all_weights = weights * whole_blocks * (y.blocks // t.blocks)
         read = [y.shape[2 + i] * min(window.kernel[i], window.stride[i]) for i in (0, 1)]
         all_pixels = 4 * x.shape[1] * math.prod(read)
-        own = max(1, row_tiles // processor.cores)
+        # All groups read the strip's pixels: half of the second-level cache is for them.
+        near = processor.l2_bytes // 2 // (all_pixels // row_tiles)
+        own = max(1, min(row_tiles // processor.cores, near))
         strip = max(rows for rows in range(1, own + 1) if row_tiles % rows == 0)
         far = y.blocks // t.blocks * all_pixels, row_tiles * all_weights
         return replace(t, strip=strip) if far[0] < STRIP_GAIN * far[1] else t
