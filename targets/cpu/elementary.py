@@ -35,8 +35,7 @@ def _expression(expand: Callable[[Expr, int], Expr], argument: Expr) -> Expr:
 
     with IRBuilder() as builder, T.prim_func():
         T.func_name("expression")
-        # The argument may itself be such an expression: it must not stand in two places.
-        T.evaluate(expand(T.bind(argument), 1))
+        T.evaluate(expand(argument, 1))
     body = builder.get().body
     *bindings, last = body.seq if isinstance(body, tirx.SeqStmt) else [body]
     expression = last.value

@@ -41,9 +41,7 @@ def schedule(processor: Processor, unscheduled: list[str] | None = None) -> Any:
     def run(module: Any, _context: Any) -> Any:
         for variable, function in module.functions_items():
             if isinstance(function, tirx.PrimFunc) and "tirx.is_scheduled" not in (function.attrs or {}):
-                scheduled, plain = _scheduled(function, processor)
-                # Only now: what a rule puts into two places must not be one expression with variables of its own.
-                module[variable] = written_out(scheduled)
+                module[variable], plain = _scheduled(written_out(function), processor)
                 name = _operator(str(variable.name_hint))
                 if plain >= WORTH_SAYING and name not in found:
                     found.append(name)
