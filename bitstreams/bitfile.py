@@ -18,6 +18,7 @@ from typing import Protocol
 from bitstreams import manifest as manifests
 from bitstreams.manifest import MAX_BITSTREAM, KnownBitstream
 from targets.base import FleetError
+from targets.files import read_bounded
 
 _PREAMBLE = bytes.fromhex("0009 0ff00ff00ff00ff000 0001")
 _SYNC = bytes.fromhex("aa995566")
@@ -130,13 +131,9 @@ def parse(data: bytes, source: str = "the file") -> BitFile:
 def read(path: Path) -> bytes:
     """The bytes of a bitstream file. Raises :class:`FleetError`: ``no-such-file``, ``bad-bitstream`` when too large."""
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BITSTREAM + 1)
+        return read_bounded(path, MAX_BITSTREAM, lambda reason: _bad(str(path), reason))
     except OSError as error:
         raise FleetError(f"{path} cannot be read: {error.strerror}", code="no-such-file") from None
-    if len(data) > MAX_BITSTREAM:
-        raise _bad(str(path), f"it has more than {MAX_BITSTREAM} bytes")
-    return data
 
 
 def check(

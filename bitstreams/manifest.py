@@ -18,6 +18,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from targets.base import FleetError
+from targets.files import read_bounded
 
 #: Of a manifest file and of a bitstream: the largest device of the family has 45 MB.
 MAX_MANIFEST = 1 << 20
@@ -84,12 +85,9 @@ def known() -> tuple[KnownBitstream, ...]:
 def load(path: Path) -> tuple[KnownBitstream, ...]:
     """A manifest of one's own, in the same form. Raises :class:`FleetError` ``bad-manifest``."""
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_MANIFEST + 1)
+        data = read_bounded(path, MAX_MANIFEST, lambda reason: _bad(str(path), reason))
     except OSError as error:
         raise FleetError(f"{path} cannot be read: {error.strerror}", code="no-such-file") from None
-    if len(data) > MAX_MANIFEST:
-        raise _bad(str(path), f"it has more than {MAX_MANIFEST} bytes")
     return _parse(data, str(path))
 
 

@@ -7,7 +7,7 @@ import errno
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from targets.base import FleetError
@@ -89,15 +89,18 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644, replace: bool = 
     sync_directory(path.parent)
 
 
-def read_bounded(path: Path, most: int) -> bytes:
-    """A file's contents. Raises FleetError (``too-large``) for one of more than ``most`` bytes, having read no more."""
+def read_bounded(path: Path, most: int, refused: Callable[[str], FleetError] | None = None) -> bytes:
+    """A file's contents. Raises for one of more than ``most`` bytes, having read no more.
+
+    That is what ``refused`` makes of the reason in words, or a :class:`FleetError` with the code ``too-large``.
+    """
     with path.open("rb") as file:
         data = file.read(most + 1)
-    if len(data) > most:
-        raise FleetError(
-            f"{path.name} is larger than {most} bytes", code="too-large", hint="it is not what it should be"
-        )
-    return data
+    if len(data) <= most:
+        return data
+    if refused is not None:
+        raise refused(f"it has more than {most} bytes")
+    raise FleetError(f"{path.name} is larger than {most} bytes", code="too-large", hint="it is not what it should be")
 
 
 def hash_file(path: Path) -> str:

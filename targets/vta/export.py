@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 
 from targets.base import FleetError
-from targets.files import disk_errors, write_atomic
+from targets.files import disk_errors, read_bounded, write_atomic
 from targets.vta import isa
 from targets.vta.config import DEFAULT, INSN_BYTES, PAGE, VtaConfig, parse
 from targets.vta.layout import pack, packed_bytes, packed_shape
@@ -250,9 +250,7 @@ def _read(path: Path, limit: int) -> bytes:
     try:
         if path.exists() and not path.is_file():
             raise ExportError(f"{path} is no file")
-        if path.stat().st_size > limit:
-            raise ExportError(f"{path} has more than {limit} bytes")
-        return path.read_bytes()
+        return read_bounded(path, limit, lambda _reason: ExportError(f"{path} has more than {limit} bytes"))
     except OSError as error:
         raise ExportError(
             f"{path} cannot be read: {error.strerror}",
