@@ -158,8 +158,8 @@ def _in_strips(t: Tile, x: ImageType, y: ImageType, window: Window, groups: int,
         near = processor.l2_bytes // 2 // (all_pixels // row_tiles)
         own = max(1, min(row_tiles // processor.cores, near))
         strip = max(rows for rows in range(1, own + 1) if row_tiles % rows == 0)
-        far = y.blocks // t.blocks * all_pixels, row_tiles * all_weights
-        return replace(t, strip=strip) if far[0] < STRIP_GAIN * far[1] else t
+        pays = y.blocks // t.blocks * all_pixels < STRIP_GAIN * row_tiles * all_weights
+        return replace(t, strip=strip) if pays else t
     if weights * whole_blocks <= WEIGHTS_SHARE * processor.l1_bytes or not few:
         return t
     waiting = 4 * t.blocks * lanes * t.rows * t.columns * column_tiles
