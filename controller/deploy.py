@@ -12,7 +12,7 @@ from controller.connection import OnEvent
 from controller.events import DeviceChanged, Listener, Message, Progress
 from controller.inventory import Device
 from controller.options import DeployOptions
-from controller.prepare import Bundle, Job, jobs_for, prepare
+from controller.prepare import Bundle, Job, jobs_with_bundles
 from controller.printable import printable
 from controller.push import Traffic, push, query
 from controller.reports import DeployReport
@@ -32,24 +32,7 @@ async def deploy(
     fleet: Fleet, model: str | None, selection: Sequence[Device], options: DeployOptions
 ) -> list[DeployReport]:
     """See `Fleet.deploy`."""
-    jobs = {
-        device.name: jobs_for(
-            fleet,
-            model,
-            device,
-            weights=options.weights,
-            options=options.options,
-            slot=options.slot,
-            threads=options.threads,
-        )
-        for device in selection
-    }
-    wants = [job.want for found in jobs.values() for job in found]
-    bundles = await prepare(fleet, wants, jobs=options.jobs, scheduler=options.scheduler)
-    errors = [bundle for bundle in bundles.values() if isinstance(bundle, FleetError)]
-    if model is not None and len(errors) == len(bundles) and errors:
-        # Nothing to deploy anywhere: that is one answer, not one per device.
-        raise errors[0]
+    jobs, bundles = await jobs_with_bundles(fleet, model, selection, options)
 
     async def act(device: Device) -> list[DeployReport]:
         return await _Deployment(fleet, device, options).run([(job, bundles[job.want]) for job in jobs[device.name]])

@@ -21,6 +21,7 @@ from targets.keys import Signature
 if TYPE_CHECKING:
     from controller.build import Built
     from controller.fleet import Fleet
+    from controller.options import DeployOptions, ProfileOptions
 
 #: How long builds that were told to stop may take to do so.
 _STOP_PATIENCE = 10.0
@@ -102,6 +103,34 @@ async def prepare(
         stop.set()
         await asyncio.wait([work], timeout=_STOP_PATIENCE)
         raise
+
+
+async def jobs_with_bundles(
+    fleet: Fleet, model: str | None, selection: Sequence[Device], options: DeployOptions | ProfileOptions
+) -> tuple[dict[str, list[Job]], dict[Want, Bundle | FleetError]]:
+    """Each device's jobs by its name, and what was built or read for all of them.
+
+    Raises :class:`FleetError` when one model was asked for and no device can get it: that is one answer, not one per
+    device.
+    """
+    jobs = {
+        device.name: jobs_for(
+            fleet,
+            model,
+            device,
+            weights=options.weights,
+            options=options.options,
+            slot=options.slot,
+            threads=options.threads,
+        )
+        for device in selection
+    }
+    wants = [job.want for found in jobs.values() for job in found]
+    bundles = await prepare(fleet, wants, jobs=options.jobs, scheduler=options.scheduler)
+    errors = [bundle for bundle in bundles.values() if isinstance(bundle, FleetError)]
+    if model is not None and errors and len(errors) == len(bundles):
+        raise errors[0]
+    return jobs, bundles
 
 
 def build(

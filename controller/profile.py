@@ -11,7 +11,7 @@ from controller.deploy import check_target, explained, install, stages
 from controller.events import DeviceChanged, Message
 from controller.inventory import Device
 from controller.options import ProfileOptions
-from controller.prepare import Bundle, Job, Want, jobs_for, prepare
+from controller.prepare import Bundle, Job, Want, jobs_with_bundles
 from controller.printable import printable
 from controller.push import Traffic
 from controller.reports import ProfileReport
@@ -31,23 +31,7 @@ async def profile(
     fleet: Fleet, model: str | None, selection: Sequence[Device], options: ProfileOptions
 ) -> list[ProfileReport]:
     """See `Fleet.profile`."""
-    jobs: dict[str, list[Job]] = {
-        device.name: jobs_for(
-            fleet,
-            model,
-            device,
-            weights=options.weights,
-            options=options.options,
-            slot=options.slot,
-            threads=options.threads,
-        )
-        for device in selection
-    }
-    wants = [job.want for found in jobs.values() for job in found]
-    bundles = await prepare(fleet, wants, jobs=options.jobs, scheduler=options.scheduler)
-    errors = [bundle for bundle in bundles.values() if isinstance(bundle, FleetError)]
-    if model is not None and errors and len(errors) == len(bundles):
-        raise errors[0]
+    jobs, bundles = await jobs_with_bundles(fleet, model, selection, options)
     machines: dict[str, list[Device]] = {}
     for device in selection:
         machines.setdefault(device.machine, []).append(device)
