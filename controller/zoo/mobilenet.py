@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from controller.zoo import export, initial, resnet, weights
-from targets.base import Postprocess, SourceModel
+from targets.base import SourceModel
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,20 +24,7 @@ _DEFINITION = "1"
 def source(name: str, text: str, home: Home) -> SourceModel:
     chosen = weights.parse(text, model=name, own=None, choices=WEIGHTS)
     export.require_torch()
-    import torchvision
-
-    return export.pt2_source(
-        name,
-        chosen,
-        build=lambda: build(name),
-        said=chosen.said,
-        definition=f"{_DEFINITION}, torchvision {torchvision.__version__}",
-        # Both were trained on pictures that were prepared as for the ResNets.
-        preprocess=resnet.PREPROCESS,
-        postprocess=Postprocess(kind="classify"),
-        labels=resnet.labels(),
-        home=home,
-    )
+    return resnet.classifier(name, chosen, chosen.said, home, build=build, definition=_DEFINITION)
 
 
 def samples(name: str, count: int, seed: int) -> list[Image.Image]:

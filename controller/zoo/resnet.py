@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from controller.zoo import export, initial, weights
@@ -49,17 +50,30 @@ def source(name: str, text: str, home: Home) -> SourceModel:
     choices = WEIGHTS if pretrained else "FILE.pth | random:SEED"
     chosen = weights.parse(text, model=name, own="pretrained" if pretrained else None, choices=choices)
     export.require_torch()
-    import torchvision
-
     said = text if chosen.kind == "own" else chosen.said
     if chosen.kind == "own" and pretrained:
         chosen = weights.Weights("file", str(weights.download(*pretrained, home)))
+    return classifier(name, chosen, said, home, build=build, definition=_DEFINITION)
+
+
+def classifier(
+    name: str,
+    chosen: weights.Weights,
+    said: str,
+    home: Home,
+    *,
+    build: Callable[[str], Any],
+    definition: str,
+) -> SourceModel:
+    """An ImageNet classifier that takes pictures prepared as for these ResNets; ``build`` makes its torch module."""
+    import torchvision
+
     return export.pt2_source(
         name,
         chosen,
         build=lambda: build(name),
         said=said,
-        definition=f"{_DEFINITION}, torchvision {torchvision.__version__}",
+        definition=f"{definition}, torchvision {torchvision.__version__}",
         preprocess=PREPROCESS,
         postprocess=Postprocess(kind="classify"),
         labels=labels(),
