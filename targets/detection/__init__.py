@@ -1,0 +1,1 @@
+"""Detectors: the operators that find boxes among thousands, the same for every target."""
