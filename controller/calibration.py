@@ -107,7 +107,7 @@ def _default(model: SourceModel) -> Calibration:
 
     words = model.origin.split()
     name = words[0].removeprefix("zoo:") if words else ""
-    if model.preprocess is not None and words and words[0].startswith("zoo:") and name in zoo.names():
+    if model.preprocess is not None and words and words[0].startswith("zoo:") and zoo.has(name):
         return Calibration("zoo", f"{COUNT} sample pictures of the zoo's {name}, seed {FIRST}", name)
     kind = "noise and blots as pictures" if model.preprocess is not None else "noise"
     return Calibration("random", f"{COUNT} random inputs ({kind}), seed {FIRST}")

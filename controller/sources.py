@@ -30,7 +30,7 @@ def resolve(model: str, *, weights: str = "", home: Home) -> SourceModel:
         return _onnx(path, home) if suffix == ".onnx" else _pt2(path)
     from controller import zoo
 
-    if model in zoo.names():
+    if zoo.has(model):
         return zoo.source(model, weights, home)
     is_file = path.exists() or "/" in model
     raise ModelError(

@@ -67,13 +67,20 @@ class Preprocess(msgspec.Struct, frozen=True):
     """How a picture becomes the model's first input.
 
     The picture is brought to ``colour``, resized by ``resize`` to ``size`` (height, width), scaled to 0..1,
-    then ``(x - mean) / std`` per channel, then laid out as ``layout`` with a batch axis.
+    then ``(x - mean) / std`` per channel, then laid out as ``layout`` with a batch axis. A second input ``sizes``,
+    float32 (N, 2), is the height and width that the picture has in the first.
     """
 
     size: tuple[int, int]
     colour: Literal["RGB", "BGR", "L"] = "RGB"
-    #: ``stretch`` ignores the aspect ratio; ``crop`` resizes the short side to size/crop_ratio and crops the centre.
-    resize: Literal["stretch", "crop"] = "stretch"
+    #: ``stretch`` ignores the aspect ratio; ``crop`` resizes the short side to size/crop_ratio and crops the centre;
+    #: ``fit`` makes it as large as fits into ``size`` and leaves zeros at the right and below.
+    resize: Literal["stretch", "crop", "fit"] = "stretch"
+    #: ``antialias``: a bilinear filter that grows when shrinking, on 8 bits (Pillow's, torchvision's for files);
+    #: ``bilinear``: of the nearest four pixels, on floats (torch.nn.functional.interpolate, MXNet's and OpenCV's).
+    filter: Literal["antialias", "bilinear"] = "antialias"
+    #: Height and width of the input when it is larger than ``size``: zeros fill it up. (0, 0): ``size``.
+    canvas: tuple[int, int] = (0, 0)
     crop_ratio: float = 0.875
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
@@ -81,17 +88,32 @@ class Preprocess(msgspec.Struct, frozen=True):
 
 
 class Postprocess(msgspec.Struct, frozen=True):
-    """How outputs become answers: ``classify`` (logits, N×classes) or ``ssd`` (locations, class logits)."""
+    """How outputs become answers.
 
-    kind: Literal["classify", "ssd"]
+    ``classify``: logits (N, classes). ``ssd``: locations and class logits, which are decoded and freed of overlaps
+    outside of the network. ``detections``: that happens inside; outputs are known by their names: ``boxes`` (N, M, 4)
+    as corners, ``scores`` (N, M), ``labels`` (N, M) that count the model's labels from 0, ``count`` (N,) of the rows
+    that are something, best first, and maybe ``masks``: (N, M, S, S) float32 within each box, or (N, M, H, W) uint8
+    of the whole input, probability times 256.
+    """
+
+    kind: Literal["classify", "ssd", "detections"]
     #: Whether the scores are already probabilities.
     softmaxed: bool = False
     #: For ``ssd``: default boxes as a (boxes, 4) list of centre-x, centre-y, width, height in 0..1, and variances.
     anchors: tuple[tuple[float, float, float, float], ...] = ()
     variances: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2)
+    #: For ``ssd``: (N, 4, boxes) and (N, columns, boxes) instead of (N, boxes, 4) and (N, boxes, columns). Column 0 is
+    #: the background.
+    boxes_last: bool = False
     score_threshold: float = 0.05
     iou_threshold: float = 0.45
     max_boxes: int = 100
+    #: So many of the best boxes of each class, and of all classes after that, are looked at for overlaps; 0: all.
+    per_class: int = 0
+    total: int = 0
+    #: For ``detections``: boxes in 0..1 of the input's picture, or in its pixels.
+    coordinates: Literal["relative", "pixels"] = "relative"
 
 
 class SourceModel(msgspec.Struct, frozen=True):

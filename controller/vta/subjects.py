@@ -106,4 +106,4 @@ def check_configuration(program: Program, wanted: VtaConfig | None, source: str)
 def _in_zoo(text: str) -> bool:
     from controller import zoo
 
-    return text in zoo.names()
+    return zoo.has(text)

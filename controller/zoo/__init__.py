@@ -2,7 +2,8 @@
 
 A family of networks is one module here that has ``NETWORKS`` (names with a line about each), ``WEIGHTS`` (what
 ``--weights`` takes), ``source(name, weights, home) -> SourceModel`` and ``samples(name, count, seed)``. It is imported
-when it is asked for.
+when it is asked for. A family may have variants, ``NAME@VARIANT[,VARIANT…]``, such as another size or outputs without
+post-processing: it is given the whole name and reads it with :func:`controller.zoo.variants.parse`.
 """
 
 from __future__ import annotations
@@ -45,6 +46,11 @@ def names() -> list[str]:
     return sorted(_MODULES)
 
 
+def has(name: str) -> bool:
+    """Whether ``name``, without its variants, is a network's."""
+    return name.partition("@")[0] in _MODULES
+
+
 def describe(name: str) -> str:
     """One line about a network: what it is, and which weights it can have."""
     module = _module(name)
@@ -79,8 +85,12 @@ def samples(name: str, count: int, seed: int) -> list[Image.Image]:
 
 
 def _module(name: str) -> Any:
-    if name not in _MODULES:
+    base, at, _ = name.partition("@")
+    if base not in _MODULES:
         raise ModelError(
             f"there is no model '{name}' in the zoo", code="unknown-model", hint=f"there are: {', '.join(names())}"
         )
-    return importlib.import_module(_MODULES[name])
+    module = importlib.import_module(_MODULES[base])
+    if at and not hasattr(module, "VARIANTS"):
+        raise ModelError(f"{base} has no variants, such as '{name}' names", code="unknown-model")
+    return module
