@@ -112,7 +112,13 @@ class Postprocess(msgspec.Struct, frozen=True):
     #: So many of the best boxes of each class, and of all classes after that, are looked at for overlaps; 0: all.
     per_class: int = 0
     total: int = 0
-    #: For ``detections``: boxes in 0..1 of the input's picture, or in its pixels.
+    #: Logarithms of a box's sides relative to its default box's are at most this.
+    max_log_size: float | None = None
+    #: Boxes end at the edges of the input before they are compared.
+    clip: bool = False
+    #: Overlaps are rounded as torchvision does; see ``class_nms`` of :mod:`targets.detection.operators`.
+    shifted: bool = False
+    #: Boxes are found in 0..1 of the input's picture, or in its pixels.
     coordinates: Literal["relative", "pixels"] = "relative"
 
 
