@@ -28,7 +28,7 @@ _DTYPES |= {12: "bool", 13: "bfloat16"}
 
 # Operators are looked up by name and then called: only those that compute on tensors and numbers may be named.
 _OPERATOR = re.compile(
-    r"torch\.ops\.(aten|prims|quantized_decomposed|torchvision)\.\w+\.\w+"
+    r"torch\.ops\.(aten|prims|quantized_decomposed|torchvision|fleet)\.\w+\.\w+"
     r"|torch\.sym_(int|float|not|max|min|sum|sqrt|ite)"
     r"|_operator\.(getitem|add|sub|mul|floordiv|truediv|mod|neg|pow|eq|ne|lt|le|gt|ge|and_|or_|not_)"
     r"|math\.(ceil|floor|trunc|sqrt|prod)"
@@ -56,6 +56,8 @@ class Pt2:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     torch_version: str
+    #: Whether it uses the operators of :mod:`targets.detection`.
+    detects: bool
     _members: dict[str, bytes]
 
     def load(self) -> Any:
@@ -72,6 +74,9 @@ class Pt2:
             for name, data in self._members.items():
                 archive.writestr(f"model/{name}", data)
         buffer.seek(0)
+        if self.detects:
+            # Registers the operators that the program names.
+            from targets.detection import operators  # noqa: F401
         try:
             return torch.export.load(buffer)
         except Exception as error:
@@ -170,7 +175,8 @@ def _parse(members: dict[str, bytes], path: Path) -> Pt2:
             member = f"data/{kind}/{payload['path_name']}"
             clean[member] = members[member]
     taken, given = _signature(program["graph_module"], path)
-    return Pt2(taken, given, str(program.get("torch_version", "")), clean)
+    detects = b'"torch.ops.fleet.' in members[models[0]]
+    return Pt2(taken, given, str(program.get("torch_version", "")), detects, clean)
 
 
 def _check_program(program: dict[str, Any], path: Path) -> None:

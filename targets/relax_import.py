@@ -63,21 +63,53 @@ def _failed(model: SourceModel, graph: Any, said: str, error: Exception) -> Mode
 
 
 def _from_pt2(model: SourceModel, batch: int) -> Any:
-    program = pt2_model.read(Path(model.path)).load()
+    archive = pt2_model.read(Path(model.path))
+    program = archive.load()
     from tvm import relax
     from tvm.relax.frontend.torch import from_exported_program
     from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
+    own: dict[str, Any] = {}
+    if archive.detects:
+        from targets.detection import calls
+
+        own = calls.converters()
+        program = _with_batch(program, model, batch)
     program = program.run_decompositions()
-    known = ExportedProgramImporter().create_convert_map()
+    known = {*ExportedProgramImporter().create_convert_map(), *own}
     for node in program.graph.nodes:
         if node.op == "call_function" and node.target.__name__ not in known:
             raise _unsupported(str(node.target), f"node '{node.name}'")
     try:
-        module = from_exported_program(program, run_ep_decomposition=False, unwrap_unit_return_tuple=True)
+        module = from_exported_program(
+            program, run_ep_decomposition=False, unwrap_unit_return_tuple=True, custom_convert_map=own
+        )
     except Exception as error:
         raise ModelError(f"{model.name} cannot be compiled: {_words(error)}") from error
     return _fix_batch(relax, module, model.name, batch)
+
+
+def _with_batch(program: Any, model: SourceModel, batch: int) -> Any:
+    """The program traced again with a number for its batch: what counts rows for each picture needs one."""
+    import torch
+
+    inputs = []
+    for spec in model.inputs:
+        first, *others = spec.shape
+        if first > 0 and batch not in (0, first):
+            raise _other_batch(model.name, first, batch)
+        inputs.append(torch.zeros((first if first > 0 else batch or 1, *others), dtype=getattr(torch, spec.dtype)))
+    try:
+        return torch.export.export(program.module(), tuple(inputs))
+    except Exception as error:
+        raise ModelError(f"{model.name} cannot be compiled for batch {batch or 1}: {_words(error)}") from error
+
+
+def _other_batch(name: str, exported: int, batch: int) -> ModelError:
+    return ModelError(
+        f"{name} is exported for batch {exported} and cannot be compiled for {batch}",
+        hint="export it with an open batch: dynamic_shapes={'x': {0: torch.export.Dim('batch')}}",
+    )
 
 
 def _fix_batch(relax: Any, module: Any, name: str, batch: int) -> Any:
@@ -87,10 +119,7 @@ def _fix_batch(relax: Any, module: Any, name: str, batch: int) -> Any:
         for axis, size in enumerate(var.ty.shape):
             if hasattr(size, "value"):
                 if axis == 0 and batch and int(size) != batch:
-                    raise ModelError(
-                        f"{name} is exported for batch {int(size)} and cannot be compiled for {batch}",
-                        hint="export it with an open batch: dynamic_shapes={'x': {0: torch.export.Dim('batch')}}",
-                    )
+                    raise _other_batch(name, int(size), batch)
             elif axis == 0 and hasattr(size, "name"):
                 symbols[size] = batch or 1
             elif not all(symbol in symbols for symbol in relax.analysis.tir_vars_in_ty(var.ty)):
