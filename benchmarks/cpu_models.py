@@ -24,7 +24,7 @@ WANTED = {
     ("ssd300_resnet50", 1, "float32"): 0.80,
     ("mobilenet1.0", 1, "float32"): 0.90,
     ("mobilenet_v2", 1, "float32"): 0.90,
-    ("ssd300_vgg16", 1, "float32"): 0.70,
+    ("ssd300_vgg16@raw", 1, "float32"): 0.70,
     ("resnet18", 8, "float32"): 0.90,
     ("resnet50", 8, "float32"): 0.90,
     ("resnet18", 1, "int8"): 0.90,

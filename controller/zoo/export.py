@@ -47,12 +47,13 @@ def pt2_source(
     home: Home,
     outputs: tuple[str, ...] = (),
     rename: Callable[[str], str] | None = None,
+    around: Callable[[Any], Any] | None = None,
 ) -> SourceModel:
     """Make ``build()``'s network with weights from a file or a seed, and export it.
 
     ``said`` is how the origin names the weights; ``definition`` is the version of what ``build`` defines;
     ``outputs`` names what the network gives where torch's names say nothing; ``rename`` makes a parameter's name of
-    what the original's files call it.
+    what the original's files call it; ``around`` makes what is exported of the network that has its weights.
     """
     require_torch()
     import torch
@@ -71,6 +72,8 @@ def pt2_source(
             if rename is not None:
                 state = {rename(key): tensor for key, tensor in state.items()}
             weights.fit(network, state, f"'{chosen.path}'")
+        if around is not None:
+            network = around(network).eval()
         buffer = io.BytesIO()
         height, width = preprocess.size
         with torch.no_grad():

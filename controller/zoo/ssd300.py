@@ -1,58 +1,113 @@
-"""SSD300 detectors for COCO's 80 classes: the dense part, from the picture to offsets and class logits."""
+"""SSD300 detectors for COCO's 80 classes: whole, or the dense part, from the picture to offsets and class logits."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from controller.zoo import export, resnet, weights
-from controller.zoo.ssd300_boxes import SIZE, torchvision_boxes
-from targets.base import Postprocess, Preprocess, SourceModel
+from controller.zoo import export, resnet, variants, weights
+from controller.zoo.ssd300_boxes import SIZE, dboxes300_coco, torchvision_boxes
+from targets.base import Preprocess, SourceModel
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from controller.home import Home
+    from controller.zoo.ssd import Decoding
 
 NETWORKS = {
     "ssd300_resnet34": "SSD300-ResNet34 of MLPerf v0.7 and Ascend's model zoo, finds COCO's 80 classes, 300×300",
     "ssd300_resnet50": "SSD300-ResNet50 of NVIDIA's DeepLearningExamples, finds COCO's 80 classes, 300×300",
     "ssd300_vgg16": "SSD300-VGG16 of torchvision, finds COCO's 80 classes, 300×300",
 }
-WEIGHTS = "FILE.pth | random:SEED"
+#: MLPerf's and NVIDIA's networks are known by their raw outputs, which other engines' tools expect.
+VARIANTS = {
+    **dict.fromkeys(("ssd300_resnet34", "ssd300_resnet50"), {"boxes": "boxes, scores and labels, found inside"}),
+    "ssd300_vgg16": {"raw": "offsets and logits, for boxes to be found outside"},
+}
+WEIGHTS = "pretrained (ssd300_vgg16 only) | FILE.pth | random:SEED"
 #: Version of the definitions: files exported from another one are not used again.
-_DEFINITION = "1"
+_DEFINITION = "2"
 
-_OUTPUTS = {
+PRETRAINED = {
+    # torchvision's SSD300_VGG16_Weights.COCO_V1; the name carries the first 8 digits of the digest.
+    "ssd300_vgg16": resnet.Pretrained(
+        "https://download.pytorch.org/models/ssd300_vgg16_coco-b556d3b4.pth",
+        "b556d3b43ab6c3f63d81bfb8835fe8756ac22da664357da100dccf96b6a6b42d",
+        142_594_222,
+    )
+}
+
+_RAW_OUTPUTS = {
     "ssd300_resnet34": ("ploc", "plabel"),
     "ssd300_resnet50": ("ploc", "plabel"),
     "ssd300_vgg16": ("bbox_regression", "cls_logits"),
 }
 #: Both sides become 300 pixels, whatever the picture's aspect.
 _IMAGENET = Preprocess(size=(SIZE, SIZE), mean=resnet.PREPROCESS.mean, std=resnet.PREPROCESS.std)
-#: torchvision's, which undoes the scaling to 0..1: its backbone was trained on values of 0 to 255.
-_CAFFE = Preprocess(size=(SIZE, SIZE), mean=(0.48235, 0.45882, 0.40784), std=(1 / 255, 1 / 255, 1 / 255))
+#: torchvision's, which undoes the scaling to 0..1: its backbone was trained on values of 0 to 255. It resizes floats.
+_CAFFE = Preprocess(
+    size=(SIZE, SIZE), filter="bilinear", mean=(0.48235, 0.45882, 0.40784), std=(1 / 255, 1 / 255, 1 / 255)
+)
 
 
 def source(name: str, text: str, home: Home) -> SourceModel:
-    chosen = weights.parse(text, model=name, own=None, choices=WEIGHTS)
+    base, words, _ = variants.parse(name, VARIANTS[name.partition("@")[0]])
+    pretrained = PRETRAINED.get(base)
+    choices = WEIGHTS if pretrained else "FILE.pth | random:SEED"
+    chosen = weights.parse(text, model=base, own="pretrained" if pretrained else None, choices=choices)
     export.require_torch()
     import torchvision
 
-    vgg = name == "ssd300_vgg16"
+    from controller.zoo import ssd
+
+    said = text if chosen.kind == "own" else chosen.said
+    if chosen.kind == "own" and pretrained:
+        chosen = weights.Weights("file", str(weights.download(*pretrained, home)))
+    how = decoding(base)
+    whole = "raw" not in words if base == "ssd300_vgg16" else "boxes" in words
     return export.pt2_source(
         name,
         chosen,
-        build=lambda: build(name),
-        said=chosen.said,
+        build=lambda: build(base),
+        said=said,
         definition=f"{_DEFINITION}, torchvision {torchvision.__version__}",
-        preprocess=_CAFFE if vgg else _IMAGENET,
-        # The ResNets' outputs have the boxes on their last axis, which a `Postprocess` cannot say: they stay raw.
-        postprocess=_postprocess() if vgg else None,
-        labels=labels(name),
+        preprocess=_CAFFE if base == "ssd300_vgg16" else _IMAGENET,
+        postprocess=how.whole() if whole else how.raw(),
+        labels=labels(base),
         home=home,
-        outputs=_OUTPUTS[name],
-        rename=_plain if name == "ssd300_resnet50" else None,
+        outputs=ssd.OUTPUTS if whole else _RAW_OUTPUTS[base],
+        rename=_plain if base == "ssd300_resnet50" else None,
+        around=(lambda dense: ssd.Ssd(dense, how)) if whole else None,
+    )
+
+
+def decoding(base: str) -> Decoding:
+    """How each of the originals finds boxes; MLPerf's and NVIDIA's with the figures of their evaluation."""
+    from controller.zoo.ssd import Decoding
+
+    if base == "ssd300_vgg16":
+        return Decoding(
+            torchvision_boxes(),
+            (SIZE, SIZE),
+            score_threshold=0.01,
+            iou_threshold=0.45,
+            per_class=400,
+            most=200,
+            clip=True,
+            max_log_size=math.log(1000 / 16),
+            coordinates="pixels",
+            shifted=True,
+        )
+    return Decoding(
+        dboxes300_coco(),
+        (SIZE, SIZE),
+        score_threshold=0.05,
+        iou_threshold=0.5,
+        per_class=200,
+        most=200,
+        boxes_last=True,
     )
 
 
@@ -86,12 +141,6 @@ def labels(name: str) -> tuple[str, ...]:
 
     categories = SSD300_VGG16_Weights.COCO_V1.meta["categories"][1:]
     return tuple(label for label in categories if name == "ssd300_vgg16" or label != "N/A")
-
-
-def _postprocess() -> Postprocess:
-    """torchvision's thresholds. Millionths of a picture are enough for a box, and a third as long when written."""
-    anchors = tuple((x, y, width, height) for x, y, width, height in torchvision_boxes().round(6).tolist())
-    return Postprocess(kind="ssd", anchors=anchors, score_threshold=0.01, iou_threshold=0.45, max_boxes=200)
 
 
 def _plain(name: str) -> str:
