@@ -23,7 +23,7 @@ NETWORKS = {
 }
 #: MLPerf's and NVIDIA's networks are known by their raw outputs, which other engines' tools expect.
 VARIANTS = {
-    **dict.fromkeys(("ssd300_resnet34", "ssd300_resnet50"), {"boxes": "boxes, scores and labels, found inside"}),
+    **{name: {"boxes": "boxes, scores and labels, found inside"} for name in ("ssd300_resnet34", "ssd300_resnet50")},
     "ssd300_vgg16": {"raw": "offsets and logits, for boxes to be found outside"},
 }
 WEIGHTS = "pretrained (ssd300_vgg16 only) | FILE.pth | random:SEED"
