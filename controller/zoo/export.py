@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -48,12 +49,14 @@ def pt2_source(
     outputs: tuple[str, ...] = (),
     rename: Callable[[str], str] | None = None,
     around: Callable[[Any], Any] | None = None,
+    load: Callable[[Path], Mapping[str, Any]] = weights.load_state,
 ) -> SourceModel:
     """Make ``build()``'s network with weights from a file or a seed, and export it.
 
     ``said`` is how the origin names the weights; ``definition`` is the version of what ``build`` defines;
     ``outputs`` names what the network gives where torch's names say nothing; ``rename`` makes a parameter's name of
-    what the original's files call it; ``around`` makes what is exported of the network that has its weights.
+    what the original's files call it; ``around`` makes what is exported of the network that has its weights;
+    ``load`` reads the tensors of a file by name.
     """
     require_torch()
     import torch
@@ -68,7 +71,7 @@ def pt2_source(
             torch.manual_seed(chosen.seed if chosen.kind == "random" else 0)
             network = build().eval()
         if chosen.kind == "file":
-            state = weights.load_state(chosen.path)
+            state = load(chosen.path)
             if rename is not None:
                 state = {rename(key): tensor for key, tensor in state.items()}
             weights.fit(network, state, f"'{chosen.path}'")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from controller.zoo.anchors import BOXES_PER_CELL
+from controller.zoo import multibox
+from controller.zoo.anchors import BOXES_PER_CELL, default_boxes
+from controller.zoo.draw import SCENE_SIZE
 from controller.zoo.shapes import CLASSES
+from controller.zoo.ssd import Decoding
 
 
 class ConvNorm(nn.Module):  # type: ignore[misc]
@@ -89,3 +94,17 @@ def fold_norms(network: nn.Module) -> nn.Module:
             module.conv = fuse_conv_bn_eval(module.conv, module.norm)
             module.norm = nn.Identity()
     return network
+
+
+def shapes_ssd_decoding() -> Decoding:
+    """How the outputs of :class:`ShapesSsd` become boxes."""
+    return Decoding(
+        default_boxes(),
+        (SCENE_SIZE, SCENE_SIZE),
+        score_threshold=0.01,
+        iou_threshold=0.45,
+        total=1000,
+        most=100,
+        variances=multibox.VARIANCES,
+        max_log_size=math.log(1000 / 16),
+    )

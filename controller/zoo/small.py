@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from controller.zoo import card, export, weights
+from controller.zoo import card, export, variants, weights
 from targets import onnx_model
 from targets.base import SourceModel, TensorSpec
 from targets.files import hash_file
@@ -19,6 +20,10 @@ NETWORKS = {
     "shapes-classifier": "names the one drawn shape in a picture, 12 classes, 64×64",
     "shapes-ssd": "finds drawn shapes in a scene, 12 classes, 128×128",
 }
+VARIANTS: dict[str, dict[str, str]] = {
+    "shapes-classifier": {},
+    "shapes-ssd": {"boxes": "boxes, scores and labels, found inside"},
+}
 WEIGHTS = "committed | FILE.onnx | FILE.pth | random:SEED"
 
 #: Version of the definitions in networks.py: files exported from another one are not used again.
@@ -26,26 +31,40 @@ _DEFINITION = "1"
 
 
 def source(name: str, text: str, home: Home) -> SourceModel:
-    chosen = weights.parse(text or "committed", model=name, own="committed", choices=WEIGHTS)
-    found = card.read(card.FOLDER / f"{name}.json")
+    base, words, _ = variants.parse(name, VARIANTS[name.partition("@")[0]])
+    chosen = weights.parse(text or "committed", model=base, own="committed", choices=WEIGHTS)
+    found = card.read(card.FOLDER / f"{base}.json")
+    said = "committed" if chosen.kind == "own" else chosen.said
     if chosen.kind == "own":
-        return _onnx(found, card.FOLDER / found.file, "committed", found.sha256)
-    if chosen.kind == "file" and chosen.path.suffix.lower() == ".onnx":
+        chosen = weights.Weights("file", str(card.FOLDER / found.file))
+    onnx = chosen.kind == "file" and chosen.path.suffix.lower() == ".onnx"
+    if onnx and said != "committed":
         _check_fits(found, chosen.path)
-        return _onnx(found, chosen.path.absolute(), chosen.said, hash_file(chosen.path))
+    if onnx and not words:
+        digest = found.sha256 if said == "committed" else hash_file(chosen.path)
+        return _onnx(found, chosen.path.absolute(), said, digest)
     export.require_torch()
-    from controller.zoo import networks
+    from controller.zoo import networks, ssd
 
+    makers: dict[str, Callable[[], Any]] = {
+        "shapes-classifier": networks.ShapesClassifier,
+        "shapes-ssd": networks.ShapesSsd,
+    }
+    make = makers[base]
+    how = networks.shapes_ssd_decoding()
     return export.pt2_source(
         name,
         chosen,
-        build={"shapes-classifier": networks.ShapesClassifier, "shapes-ssd": networks.ShapesSsd}[name],
-        said=chosen.said,
+        build=(lambda: networks.fold_norms(make().eval())) if onnx else make,
+        said=said,
         definition=_DEFINITION,
         preprocess=found.preprocess,
-        postprocess=found.postprocess,
+        postprocess=how.whole() if words else found.postprocess,
         labels=found.labels,
         home=home,
+        outputs=ssd.OUTPUTS if words else tuple(spec.name for spec in found.outputs),
+        around=(lambda dense: ssd.Ssd(dense, how)) if words else None,
+        load=_initializers if onnx else weights.load_state,
     )
 
 
@@ -71,6 +90,17 @@ def _onnx(found: card.Card, path: Path, said: str, sha256: str) -> SourceModel:
         postprocess=found.postprocess,
         labels=found.labels,
     )
+
+
+def _initializers(path: Path) -> dict[str, Any]:
+    """The weights in an ONNX file by their names, which are torch's."""
+    import torch
+    from onnx import TensorProto, numpy_helper
+
+    stored = onnx_model.read(path).graph.initializer
+    # Numbers of other types are shapes.
+    wanted = (tensor for tensor in stored if tensor.data_type == TensorProto.FLOAT)
+    return {tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in wanted}
 
 
 def _check_fits(found: card.Card, path: Path) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from controller.zoo import anchors, card, draw, evaluate, multibox
-from controller.zoo.networks import ShapesClassifier, ShapesSsd, fold_norms
+from controller.zoo.networks import ShapesClassifier, ShapesSsd, fold_norms, shapes_ssd_decoding
 from controller.zoo.shapes import CLASSES
 from targets.base import Postprocess, Preprocess
 
@@ -195,11 +195,7 @@ def train(name: str, folder: Path, recipe: Recipe) -> card.Card:
     export(network, size, recipe.outputs, path)
 
     preprocess = Preprocess(size=(size, size), mean=(MEAN,) * 3, std=(STD,) * 3)
-    if detector:
-        boxes = tuple(tuple(round(v, 6) for v in box) for box in anchors.default_boxes().tolist())
-        postprocess = Postprocess(kind="ssd", anchors=boxes, variances=multibox.VARIANCES)
-    else:
-        postprocess = Postprocess(kind="classify")
+    postprocess = shapes_ssd_decoding().raw() if detector else Postprocess(kind="classify")
     measure: Any = evaluate.mean_average_precision if detector else evaluate.top1
     value = measure(path, preprocess, postprocess, recipe.held_back_seed, recipe.held_back)
     made = card.describe(
