@@ -219,6 +219,55 @@ class Answer(msgspec.Struct, kw_only=True, omit_defaults=False):
     output: str = ""
 
 
+class ClassReport(msgspec.Struct, kw_only=True):
+    """Accuracy on one category of a data set; figures are 0..1, None where there is nothing to measure on."""
+
+    name: str
+    #: Objects, or pictures, of it that were to be found.
+    truth: int
+    metrics: dict[str, float | None]
+    #: What the baseline had.
+    baseline: dict[str, float | None] = {}
+
+
+class EvalReport(msgspec.Struct, kw_only=True):
+    """A model's accuracy on one device. One that could not be measured has ``id`` empty, and says why in ``error``."""
+
+    id: str = ""
+    device: str
+    target: str
+    simulated: bool
+    model: str
+    bundle: str = ""
+    dataset: str
+    #: Of what was to be found in which pictures: figures of the same one can be compared.
+    dataset_digest: str = ""
+    #: The figure that counts, one of ``metrics``.
+    metric: str
+    value: float | None = None
+    baseline: float | None = None
+    #: Pictures measured on, and those that could not be read.
+    images: int = 0
+    skipped: int = 0
+    #: Pictures of them that an earlier, interrupted command had done.
+    resumed: int = 0
+    metrics: dict[str, float | None] = {}
+    #: The result compared with, and its figures.
+    baseline_id: str = ""
+    baseline_metrics: dict[str, float | None] = {}
+    classes: list[ClassReport] = []
+    started_at: float = 0.0
+    #: Spent on the pictures that were not done before.
+    seconds: float = 0.0
+    images_per_second: float = 0.0
+    #: The picture of what is taken for what, if one was asked for.
+    confusion: str = ""
+    notes: list[str] = []
+    origin: str = ""
+    commit: str = ""
+    error: str = ""
+
+
 class BuildReport(msgspec.Struct, kw_only=True):
     model: str
     target: str
