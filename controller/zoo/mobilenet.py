@@ -16,15 +16,19 @@ NETWORKS = {
     "mobilenet1.0": "MobileNet v1 of MXNet Gluon, width 1.0, names one of the 1,000 classes of ImageNet, 224×224",
     "mobilenet_v2": "MobileNet v2 of torchvision, width 1.0, names one of the 1,000 classes of ImageNet, 224×224",
 }
-WEIGHTS = "FILE.pth | random:SEED"
+WEIGHTS = "pretrained (mobilenet_v2 only) | FILE.pth | random:SEED"
 #: Version of the definitions: files exported from another one are not used again.
 _DEFINITION = "1"
 
 
 def source(name: str, text: str, home: Home) -> SourceModel:
-    chosen = weights.parse(text, model=name, own=None, choices=WEIGHTS)
-    export.require_torch()
-    return resnet.classifier(name, chosen, chosen.said, home, build=build, definition=_DEFINITION)
+    if name in resnet.PRETRAINED:
+        chosen, said = resnet.chosen_weights(name, text, "pretrained | FILE.pth | random:SEED", home)
+    else:
+        chosen = weights.parse(text, model=name, own=None, choices="FILE.pth | random:SEED")
+        export.require_torch()
+        said = chosen.said
+    return resnet.classifier(name, chosen, said, home, build=build, definition=_DEFINITION)
 
 
 def samples(name: str, count: int, seed: int) -> list[Image.Image]:

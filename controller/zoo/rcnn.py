@@ -28,7 +28,7 @@ _NEVER, _ANY = -2.0, -1.0
 OUTPUTS = ("boxes", "scores", "labels", "count")
 
 
-class ExportableRcnn(nn.Module):
+class ExportableRcnn(nn.Module):  # type: ignore[misc]
     """A ``GeneralizedRCNN`` in evaluation, for batches of pictures that lie in a canvas of one size.
 
     Takes ``images`` (N, 3, H, W), normalised, with zeros at the right and below, and ``sizes`` (N, 2) float32: height

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -77,7 +78,7 @@ def check_pool(pool: Any, scales: Mapping[str, float]) -> None:
             f"a RoIAlign has canonical_scale={pool.canonical_scale}, canonical_level={pool.canonical_level}: they must "
             f"be {CANONICAL_SIZE} and {CANONICAL_LEVEL}"
         )
-    if any(finer != 2 * coarser for finer, coarser in zip(used[:-1], used[1:], strict=True)):
+    if any(finer != 2 * coarser for finer, coarser in itertools.pairwise(used)):
         raise refused(f"the levels of its backbone are {', '.join(f'1/{1 / each:g}' for each in used)}, no halves")
 
 

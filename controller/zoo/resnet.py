@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from controller.zoo import export, initial, weights
 from targets.base import Postprocess, Preprocess, SourceModel
@@ -17,26 +17,33 @@ NETWORKS = {
     f"resnet{depth}": f"ResNet-{depth} of torchvision, names one of the 1,000 classes of ImageNet, 224×224"
     for depth in (18, 34, 50, 101)
 }
-WEIGHTS = "pretrained (resnet18 only) | FILE.pth | random:SEED"
+WEIGHTS = "pretrained | FILE.pth | random:SEED"
 #: Version of how random weights are drawn: files exported from another one are not used again.
 _DEFINITION = "2"
 
 
-class Pretrained(NamedTuple):
-    """A file of weights that is downloaded, with its SHA-256 and its size in bytes."""
-
-    url: str
-    sha256: str
-    size: int
-
-
+_FILES = "https://download.pytorch.org/models/"
+#: torchvision's IMAGENET1K_V1; a name carries the first 8 digits of the file's digest.
 PRETRAINED = {
-    # torchvision's ResNet18_Weights.IMAGENET1K_V1; the name carries the first 8 digits of the digest.
-    "resnet18": Pretrained(
-        "https://download.pytorch.org/models/resnet18-f37072fd.pth",
+    "resnet18": weights.Pretrained(
+        f"{_FILES}resnet18-f37072fd.pth",
         "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",
         46_830_571,
-    )
+    ),
+    "resnet34": weights.Pretrained(
+        f"{_FILES}resnet34-b627a593.pth",
+        "b627a593bcbe140c234610266fe4f8ae95ea42fc881d091c9b6052e6b1d0590f",
+        87_319_819,
+    ),
+    "resnet50": weights.Pretrained(
+        f"{_FILES}resnet50-0676ba61.pth",
+        "0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a",
+        102_530_333,
+    ),
+    "resnet101": weights.Pretrained(
+        f"{_FILES}resnet101-63fe2227.pth", "63fe2227b86e8f1f2063f43a75c84d195911b6a0eace650907dd3dc62dd49a0a", 0
+    ),
+    "mobilenet_v2": weights.Pretrained(f"{_FILES}mobilenet_v2-b0353104.pth", "b0353104", 0),
 }
 
 #: How torchvision's reference training and evaluation prepare pictures: short side to 256, the middle 224×224.
@@ -46,14 +53,17 @@ PREPROCESS = Preprocess(
 
 
 def source(name: str, text: str, home: Home) -> SourceModel:
-    pretrained = PRETRAINED.get(name)
-    choices = WEIGHTS if pretrained else "FILE.pth | random:SEED"
-    chosen = weights.parse(text, model=name, own="pretrained" if pretrained else None, choices=choices)
-    export.require_torch()
-    said = text if chosen.kind == "own" else chosen.said
-    if chosen.kind == "own" and pretrained:
-        chosen = weights.Weights("file", str(weights.download(*pretrained, home)))
+    chosen, said = chosen_weights(name, text, WEIGHTS, home)
     return classifier(name, chosen, said, home, build=build, definition=_DEFINITION)
+
+
+def chosen_weights(name: str, text: str, choices: str, home: Home) -> tuple[weights.Weights, str]:
+    """What ``--weights`` asks for of a network that is in `PRETRAINED`, fetched, and how an origin says it."""
+    chosen = weights.parse(text, model=name, own="pretrained", choices=choices)
+    export.require_torch()
+    if chosen.kind != "own":
+        return chosen, chosen.said
+    return weights.Weights("file", str(weights.fetch(PRETRAINED[name], home))), text
 
 
 def classifier(

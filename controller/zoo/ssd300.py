@@ -32,7 +32,7 @@ _DEFINITION = "2"
 
 PRETRAINED = {
     # torchvision's SSD300_VGG16_Weights.COCO_V1; the name carries the first 8 digits of the digest.
-    "ssd300_vgg16": resnet.Pretrained(
+    "ssd300_vgg16": weights.Pretrained(
         "https://download.pytorch.org/models/ssd300_vgg16_coco-b556d3b4.pth",
         "b556d3b43ab6c3f63d81bfb8835fe8756ac22da664357da100dccf96b6a6b42d",
         142_594_222,
@@ -64,7 +64,7 @@ def source(name: str, text: str, home: Home) -> SourceModel:
 
     said = text if chosen.kind == "own" else chosen.said
     if chosen.kind == "own" and pretrained:
-        chosen = weights.Weights("file", str(weights.download(*pretrained, home)))
+        chosen = weights.Weights("file", str(weights.fetch(pretrained, home)))
     how = decoding(base)
     whole = "raw" not in words if base == "ssd300_vgg16" else "boxes" in words
     return export.pt2_source(

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from targets.base import FleetError
 from targets.files import READ_SIZE, TEMPORARY, disk_errors, make_directory
@@ -51,6 +51,20 @@ class Weights:
         return int(self.value)
 
 
+class Pretrained(NamedTuple):
+    """A file of weights that is downloaded.
+
+    ``digest`` is its SHA-256 in hex, or the first digits of it where nobody publishes more; of another algorithm after
+    its name, ``sha1:5a4e…``. ``size`` is in bytes, 0 where nobody publishes it.
+    """
+
+    url: str
+    digest: str
+    size: int
+    #: SPDX's name of the licence it is given under.
+    licence: str = "BSD-3-Clause"
+
+
 def parse(text: str, *, model: str, own: str | None, choices: str) -> Weights:
     """Read ``--weights``. ``own`` is the word for the network's own weights (``pretrained``, ``committed``), if any.
 
@@ -74,8 +88,15 @@ def parse(text: str, *, model: str, own: str | None, choices: str) -> Weights:
     return Weights("file", text)
 
 
-def download(url: str, sha256: str, size: int, home: Home) -> Path:
+def fetch(file: Pretrained, home: Home) -> Path:
+    """A known file, as :func:`download` gets it."""
+    return download(file.url, file.digest, file.size, home)
+
+
+def download(url: str, digest: str, size: int, home: Home) -> Path:
     """The file at ``url``, from the cache or fetched into it; it is there only whole and with the right digest.
+
+    ``digest`` and ``size`` are as in :class:`Pretrained`.
 
     Raises :class:`WeightsError` with code ``download-failed`` when it cannot be fetched.
     """
@@ -85,8 +106,10 @@ def download(url: str, sha256: str, size: int, home: Home) -> Path:
 
     folder = home.cache / "downloads"
     path = folder / url.rsplit("/", 1)[1]
-    if path.is_file() and path.stat().st_size == size:
+    if path.is_file() and path.stat().st_size == (size or path.stat().st_size):
         return path
+    algorithm, _, digits = digest.rpartition(":")
+    algorithm, most = algorithm or "sha256", size or MAX_FILE
 
     def failed(why: object) -> WeightsError:
         return WeightsError(
@@ -97,7 +120,7 @@ def download(url: str, sha256: str, size: int, home: Home) -> Path:
 
     with disk_errors(path.name):
         make_directory(folder)
-    digest, fetched = hashlib.sha256(), 0
+    seen, fetched = hashlib.new(algorithm, usedforsecurity=False), 0
     with disk_errors(path.name), tempfile.NamedTemporaryFile(prefix=TEMPORARY, dir=folder, delete=False) as file:
         temporary = Path(file.name)
         try:
@@ -116,14 +139,15 @@ def download(url: str, sha256: str, size: int, home: Home) -> Path:
                     if not block:
                         break
                     fetched += len(block)
-                    if fetched > size:
-                        raise failed(f"it is longer than the {size} bytes it should have")
-                    digest.update(block)
+                    if fetched > most:
+                        raise failed(f"it is longer than the {most} bytes it should have")
+                    seen.update(block)
                     file.write(block)
             if fetched < size:
                 raise failed(f"it ended after {fetched} of {size} bytes")
-            if digest.hexdigest() != sha256:
-                raise failed(f"its SHA-256 is {digest.hexdigest()}, it should be {sha256}")
+            if not seen.hexdigest().startswith(digits):
+                name = {"sha1": "SHA-1", "sha256": "SHA-256"}.get(algorithm, algorithm)
+                raise failed(f"its {name} is {seen.hexdigest()}, it should be {digits}")
             file.flush()
             temporary.replace(path)
         finally:

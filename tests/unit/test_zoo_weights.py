@@ -306,20 +306,41 @@ def test_offline_pretrained_weights_fail_and_nothing_takes_their_place(
     assert not (home.cache / "zoo").exists()
 
 
-def test_pretrained_weights_are_those_that_torchvision_names(
+def test_a_digest_may_be_its_first_digits_of_a_known_algorithm(
+    server: tuple[str, dict[str, bytes], list[str]], home: Home
+) -> None:
+    address, files, _ = server
+    data = os.urandom(100_000)
+    for name, digest in (("a", hashlib.sha256(data).hexdigest()[:8]), ("b", f"sha1:{hashlib.sha1(data).hexdigest()}")):
+        files[f"/{name}"] = data
+        known = weights.Pretrained(f"{address}/{name}", digest, 0)
+        assert weights.fetch(known, home).read_bytes() == data
+        files[f"/{name}-cut"] = data[:-1]
+        cut = known._replace(url=f"{known.url}-cut")
+        words = "SHA-1 " if name == "b" else "SHA-256 "
+        _fails("download-failed", words, "--weights FILE", do=lambda cut=cut: weights.fetch(cut, home))
+
+
+@pytest.mark.parametrize("name", sorted(resnet.PRETRAINED))
+def test_known_files_are_those_that_torchvision_names(name: str) -> None:
+    theirs = torchvision.models.get_model_weights(name).IMAGENET1K_V1
+    known = resnet.PRETRAINED[name]
+    assert known.url == theirs.url
+    assert known.digest.startswith(theirs.url.rsplit("-", 1)[1].removesuffix(".pth"))
+    assert not known.size or round(known.size / 2**20, 3) == theirs.meta["_file_size"]
+    assert known.licence == "BSD-3-Clause"
+
+
+def test_pretrained_weights_are_taken_as_they_come(
     server: tuple[str, dict[str, bytes], list[str]], home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    theirs = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
-    named = resnet.PRETRAINED["resnet18"]
-    assert theirs.url == named.url
-    assert named.sha256.startswith(theirs.url.rsplit("-", 1)[1].removesuffix(".pth"))
-    # The same way with a file of our own in their place: the real one is not for a test to download.
+    # A file of our own in the place of the real one, which is not for a test to download.
     address, files, _ = server
     torch.manual_seed(8)
     network = torchvision.models.resnet18(weights=None).eval()
     torch.save(network.state_dict(), tmp_path / "w.pth")
     files["/w.pth"] = (tmp_path / "w.pth").read_bytes()
-    served = resnet.Pretrained(f"{address}/w.pth", hashlib.sha256(files["/w.pth"]).hexdigest(), len(files["/w.pth"]))
+    served = weights.Pretrained(f"{address}/w.pth", hashlib.sha256(files["/w.pth"]).hexdigest(), len(files["/w.pth"]))
     monkeypatch.setitem(resnet.PRETRAINED, "resnet18", served)
     source = zoo.source("resnet18", "pretrained", home)
     assert source.origin == "zoo:resnet18 weights=pretrained"
