@@ -11,12 +11,14 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import tvm
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from targets.cpu.kernels import dense, matmul, nms, softmax, sort
+from targets.cpu.kernels import class_nms, dense, matmul, nms, softmax, sort
 from targets.cpu.processors import Processor
+from targets.detection import calls
 
 #: float32 tensors; the kernels compute in nothing else.
 _FLOAT = "float32"
@@ -62,7 +64,7 @@ class _Rewriter(PyExprMutator):  # type: ignore[misc]
     def visit_call_(self, call: Any) -> Any:
         call = super().visit_call_(call)
         operator = getattr(call.op, "name", "").removeprefix("relax.")
-        rule = _RULES.get(operator)
+        rule = _RULES.get(operator) or _PACKED.get(calls.name_of(call))
         found = rule(call, self._processor, self.builder_.lookup_binding) if rule else None
         if found is None:
             return call
@@ -253,6 +255,33 @@ def _nms(call: Any, processor: Processor, _: Lookup) -> KernelCall | None:
     )
     return KernelCall("nms", nms.nms, spec, call.args[:3], _parts(call.ty))
 
+
+def _class_nms(call: Any, processor: Processor, _: Lookup) -> KernelCall | None:
+    (boxes, scores), numbers = calls.arguments(call)
+    corners, each = _floats(boxes), _floats(scores)
+    if corners is None or each is None:
+        return None
+    score_threshold, iou_threshold, per_class, total, most, min_size, shifted = numbers
+    spec = class_nms.ClassNms(
+        *each[:1],
+        corners[1],
+        *each[1:],
+        score_threshold=float(np.float32(score_threshold)),
+        iou_threshold=float(iou_threshold),
+        per_class=int(per_class),
+        total=int(total),
+        most=int(most),
+        min_size=float(np.float32(min_size)),
+        shifted=bool(shifted),
+        lanes=_lanes(processor, each[2]),
+    )
+    return KernelCall("class_nms", class_nms.class_nms, spec, [boxes, scores], _parts(call.ty))
+
+
+#: Detectors' operators, by their names in `targets.detection.calls`.
+_PACKED: dict[str, Rule] = {
+    "class_nms": _class_nms,
+}
 
 _RULES: dict[str, Rule] = {
     "nn.softmax": _softmax,

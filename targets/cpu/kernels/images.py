@@ -76,6 +76,39 @@ def registers(count: int, lanes: int, dtype: str = "float32") -> list[Any]:
     return [T.alloc_buffer((lanes,), dtype) for _ in range(count)]
 
 
+class Cell:
+    """One number that changes, of a thread's own; it starts as ``value``."""
+
+    def __init__(self, value: Expr, dtype: str = "int32") -> None:
+        self._dtype = dtype
+        self._buffer = T.alloc_buffer((1,), dtype)
+        self.set(value)
+
+    @property
+    def value(self) -> Expr:
+        """What it is now."""
+        return self._buffer[0]
+
+    def set(self, value: Expr) -> None:
+        """Make it another."""
+        value = tirx.const(value, self._dtype) if isinstance(value, int | float) else value
+        T.buffer_store(self._buffer, value, [0])
+
+
+def rounded_product(a: Expr, b: Expr, lanes: int) -> Expr:
+    """a · b in float32, rounded before anything is added to it: LLVM makes one operation of both else."""
+    dtype = "float32" if lanes == 1 else f"float32x{lanes}"
+    return T.bind(tirx.call_llvm_pure_intrin(dtype, "llvm.arithmetic.fence", a * b))
+
+
+def any_lane(condition: Expr, lanes: int) -> Expr:
+    """Whether something holds in one lane at least."""
+    if lanes == 1:
+        return condition
+    bits = tirx.Cast(f"int32x{lanes}", condition)
+    return tirx.call_llvm_pure_intrin("int32", "llvm.vector.reduce.or", bits) != tirx.const(0, "int32")
+
+
 class Registers:
     """Vectors by number, in buffers of :func:`registers`."""
 
