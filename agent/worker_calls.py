@@ -82,7 +82,12 @@ class Worker:
         before_golden(self._faults)
         self._measurable = False
         error, mismatch = compare(
-            runner.infer(inputs), references, manifest.outputs, rtol=manifest.golden.rtol, atol=manifest.golden.atol
+            runner.infer(inputs),
+            references,
+            manifest.outputs,
+            rtol=manifest.golden.rtol,
+            atol=manifest.golden.atol,
+            postprocess=manifest.model.postprocess,
         )
         return c.GoldenChecked(error=error, mismatch=mismatch)
 
