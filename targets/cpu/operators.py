@@ -263,9 +263,10 @@ def _class_nms(call: Any, processor: Processor, _: Lookup) -> KernelCall | None:
         return None
     score_threshold, iou_threshold, per_class, total, most, min_size, shifted = numbers
     spec = class_nms.ClassNms(
-        *each[:1],
-        corners[1],
-        *each[1:],
+        batch=each[0],
+        groups=corners[1],
+        classes=each[1],
+        boxes=each[2],
         score_threshold=float(np.float32(score_threshold)),
         iou_threshold=float(iou_threshold),
         per_class=int(per_class),
