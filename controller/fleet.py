@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from controller.events import Listener, ignore
 from controller.home import Home
 from controller.inventory import Device, Inventory
-from controller.options import BenchOptions, DeployOptions, ProfileOptions, RunOptions, TuneOptions
+from controller.options import BenchOptions, DeployOptions, EvalOptions, ProfileOptions, RunOptions, TuneOptions
 from targets.base import Option
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         Answer,
         DeployReport,
         DeviceReport,
+        EvalReport,
         ProfileReport,
         RunReport,
         StatusReport,
@@ -37,7 +38,16 @@ if TYPE_CHECKING:
     from controller.session import Session
     from targets.keys import Keys
 
-__all__ = ["BenchOptions", "DeployOptions", "Device", "Fleet", "ProfileOptions", "RunOptions", "TuneOptions"]
+__all__ = [
+    "BenchOptions",
+    "DeployOptions",
+    "Device",
+    "EvalOptions",
+    "Fleet",
+    "ProfileOptions",
+    "RunOptions",
+    "TuneOptions",
+]
 
 
 class Fleet:
@@ -224,6 +234,19 @@ class Fleet:
         from controller.infer import run
 
         return await run(self, model, images, selection, options or RunOptions())
+
+    async def eval(
+        self, model: str | None, dataset: str | Path, selection: Sequence[Device], options: EvalOptions | None = None
+    ) -> list[EvalReport]:
+        """Accuracy of the release of ``model`` (None: the slot's) on each device: mAP, or top-1 and top-5.
+
+        ``dataset``: a COCO file or folder, a VOC folder, or a folder of pictures for each class. It goes on where the
+        same call was cut off before, and stores results. A device that could not be measured has its ``error`` set.
+        Raises FleetError ``bad-dataset`` before any device is asked.
+        """
+        from controller.evaluation.run import evaluate
+
+        return await evaluate(self, model, dataset, selection, options or EvalOptions())
 
 
 def _user() -> str:

@@ -54,6 +54,11 @@ class Home:
         return self.data / "tuned"
 
     @property
+    def evaluations(self) -> Path:
+        """Answers of evaluations that are not through."""
+        return self.data / "evaluations"
+
+    @property
     def sim(self) -> Path:
         """One folder per simulated board."""
         return self.state / "sim"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from agent.protocol import BenchSpec
 from targets.base import Option
@@ -86,9 +87,37 @@ class TuneOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EvalOptions:
+    #: Measure on the first so many pictures; 0 takes all. Of a set of folders they are of all classes.
+    limit: int = 0
+    #: Forget what an earlier command that was cut off had done.
+    fresh: bool = False
+    #: A file with the data set's category of each of the model's classes; None goes by their names.
+    classes: Path | None = None
+    #: The folder with a COCO file's pictures; None looks in the usual places.
+    images: Path | None = None
+    #: Leave out pictures that are missing or cannot be read, instead of ending.
+    skip_bad: bool = False
+    #: The figure that counts; empty takes ``mAP``, ``mAP50`` or ``top1``, as the data set is.
+    metric: str = ""
+    #: A stored result to compare with, or the device or target whose newest result with this model it is.
+    baseline: str = ""
+    #: Where to draw what is taken for what; with several devices its name gets theirs. Empty for none.
+    confusion: str = ""
+    #: Lowest score of a detection that takes part. A model that selects inside has a bound of its own.
+    threshold: float = 0.01
+    slot: str = "default"
+    threads: int = 0
+    #: Seconds to wait for a device that someone else holds.
+    lease_wait: float = 600.0
+    #: Seconds to try to get a device back that was lost.
+    patience: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    #: How many labels of a classifier.
-    top: int = 5
+    #: How many labels of a classifier, or boxes of a detector, at most; None takes five labels, and all boxes.
+    top: int | None = None
     #: Lowest score of a box; None takes the model's own.
     threshold: float | None = None
     #: Where to write the picture with its boxes: a file, or a folder for several pictures or devices; empty for none.

@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 from agent.protocol import DeployStatus, LatencyStats, ReleaseInfo, Verdict
+from targets.pictures.found import Box, TopLabel
 
 
 class DeviceReport(msgspec.Struct, kw_only=True):
@@ -189,20 +190,6 @@ class TuneReport(msgspec.Struct, kw_only=True):
     layers: list[TunedLayer]
 
 
-class TopLabel(msgspec.Struct, kw_only=True):
-    label: str
-    index: int
-    score: float
-
-
-class Box(msgspec.Struct, kw_only=True):
-    """``xyxy`` in pixels of the original picture."""
-
-    label: str
-    score: float
-    xyxy: tuple[float, float, float, float]
-
-
 class Answer(msgspec.Struct, kw_only=True, omit_defaults=False):
     """One picture's answer from one device: ``top`` or ``boxes``, whichever the model gives."""
 
@@ -214,6 +201,8 @@ class Answer(msgspec.Struct, kw_only=True, omit_defaults=False):
     seconds: float = 0.0
     top: list[TopLabel] | None = None
     boxes: list[Box] | None = None
+    #: Boxes that scored too little, or are too many, for what was asked for.
+    left_out: int = 0
     error: str = ""
     #: Picture with the boxes drawn, if one was asked for.
     output: str = ""

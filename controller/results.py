@@ -119,10 +119,10 @@ class Results:
             event.listen(self._engine, "connect", _sqlite_connect)
             event.listen(self._engine, "begin", _sqlite_begin)
         self._writer = self._engine.execution_options(write=True)
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             current = tables.current(connection)
         if not current:
-            with self._transaction(write=True) as connection:
+            with self.transaction(write=True) as connection:
                 tables.prepare(connection)
 
     def __str__(self) -> str:
@@ -158,7 +158,7 @@ class Results:
             "origin": origin,
             "stored_at": time.time(),
         }
-        with self._transaction(write=True) as connection:
+        with self.transaction(write=True) as connection:
             added = connection.execute(
                 insert(tables.runs).values(row).on_conflict_do_nothing().returning(tables.runs.c.id)
             ).first()
@@ -201,7 +201,7 @@ class Results:
             query = query.where(columns.started_at >= since)
         if limit > 0:
             query = query.limit(limit)
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             return [_stored(row) for row in connection.execute(query)]
 
     def get(self, run: str) -> StoredRun:
@@ -213,7 +213,7 @@ class Results:
         query = select(tables.runs).where(columns.id.startswith(run, autoescape=True)).order_by(columns.id)
         rows: Sequence[Row[Any]] = ()
         if _RUN_ID.fullmatch(run):
-            with self._transaction() as connection:
+            with self.transaction() as connection:
                 rows = connection.execute(query.limit(_LISTED + 1)).all()
         if not rows:
             raise FleetError(f"there is no run '{run}'", code="unknown-run", hint="`fleet results list` shows all runs")
@@ -233,14 +233,15 @@ class Results:
         """Latencies of a run in milliseconds, in the order taken, and the lengths of the blocks they were taken in."""
         found = self.get(run)
         query = select(tables.samples).where(tables.samples.c.run == found.id)
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             row = connection.execute(query).one()
         values = _unpack(row.values, "<f8", found.samples)
         blocks = _unpack(row.blocks, "<i4", found.samples)
         return values.astype(np.float64), blocks.astype(np.int32)
 
     @contextmanager
-    def _transaction(self, write: bool = False) -> Iterator[Connection]:
+    def transaction(self, write: bool = False) -> Iterator[Connection]:
+        """A connection within a transaction; what the database says against it is a :class:`FleetError`."""
         try:
             with (self._writer if write else self._engine).begin() as connection:
                 yield connection

@@ -79,8 +79,49 @@ samples = Table(
     Column("blocks", LargeBinary, nullable=False),
 )
 
+#: Accuracies; see `controller.reports.EvalReport`.
+evaluations = Table(
+    "evaluations",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("device", Text, nullable=False),
+    Column("target", Text, nullable=False),
+    Column("simulated", Boolean, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("bundle", Text, nullable=False),
+    Column("dataset", Text, nullable=False),
+    Column("dataset_digest", String(64), nullable=False),
+    Column("metric", Text, nullable=False),
+    Column("value", Double, nullable=True),
+    Column("images", Integer, nullable=False),
+    Column("skipped", Integer, nullable=False),
+    Column("metrics", JSON, nullable=False),
+    Column("classes", JSON, nullable=False),
+    # Seconds since 1970, UTC.
+    Column("started_at", Double, nullable=False),
+    Column("seconds", Double, nullable=False),
+    Column("notes", JSON, nullable=False),
+    Column("commit", Text, nullable=False),
+    Column("origin", Text, nullable=False),
+    Column("stored_at", Double, nullable=False),
+    Index("evaluations_by_time", "started_at"),
+    Index("evaluations_by_dataset", "dataset_digest", "model", "started_at"),
+)
+
 #: Statements that bring version i + 1 to version i + 2. Append only: what was released never changes.
-MIGRATIONS: tuple[tuple[str, ...], ...] = ()
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        """CREATE TABLE evaluations (
+            id VARCHAR(64) NOT NULL PRIMARY KEY, device TEXT NOT NULL, target TEXT NOT NULL,
+            simulated BOOLEAN NOT NULL, model TEXT NOT NULL, bundle TEXT NOT NULL, dataset TEXT NOT NULL,
+            dataset_digest VARCHAR(64) NOT NULL, metric TEXT NOT NULL, value DOUBLE PRECISION,
+            images INTEGER NOT NULL, skipped INTEGER NOT NULL, metrics JSON NOT NULL, classes JSON NOT NULL,
+            started_at DOUBLE PRECISION NOT NULL, seconds DOUBLE PRECISION NOT NULL, notes JSON NOT NULL,
+            "commit" TEXT NOT NULL, origin TEXT NOT NULL, stored_at DOUBLE PRECISION NOT NULL)""",
+        "CREATE INDEX evaluations_by_time ON evaluations (started_at)",
+        "CREATE INDEX evaluations_by_dataset ON evaluations (dataset_digest, model, started_at)",
+    ),
+)
 
 # Any number that nobody else uses: PostgreSQL's advisory lock while the tables are made or changed.
 _LOCK = 0x666C656574

@@ -25,7 +25,7 @@ _USAGE_CODES = frozenset(
         *("no-such-file", "no-inventory", "inventory", "bad-picture", "bad-key", "bad-results-url"),
         *("bad-model", "bad-weights", "no-picture-model", "bad-preprocess", "torch-missing"),
         *("bad-bundle", "bad-digest", "bad-path", "bad-size", "bad-signature", "unsigned", "untrusted-key"),
-        *("too-large", "wrong-target", "bad-calibration"),
+        *("too-large", "wrong-target", "bad-calibration", "bad-dataset", "bad-classes", "bad-baseline"),
         # The accelerator's: configurations, programs, bitstreams.
         *("bad-vta-config", "bad-vta-program", "bad-vta-folder", "bad-vta-field", "wrong-configuration"),
         *("unknown-board", "unknown-bitstream", "ambiguous-bitstream", "bad-manifest", "bad-bitstream"),

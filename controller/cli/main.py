@@ -15,6 +15,7 @@ from typer.main import get_command
 from controller.cli import (
     bench,
     build,
+    dataset,
     deploy,
     devices,
     doctor,
@@ -30,6 +31,7 @@ from controller.cli import (
     tracker,
     tune,
 )
+from controller.cli import eval as eval_command
 from controller.cli import init as init_command
 from controller.cli.running import terminate_like_interrupt
 
@@ -47,6 +49,8 @@ for module in (
     profile,
     tune,
     run,
+    eval_command,
+    dataset,
     top,
     results,
     logs,

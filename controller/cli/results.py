@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from controller.compare import Comparison
     from controller.export import Format
+    from controller.reports import EvalReport
     from controller.results import Results, StoredRun
 
 _Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or its beginning.", autocompletion=complete.runs)]
@@ -50,10 +51,8 @@ def register(app: typer.Typer) -> None:
 
     @command(results, "show")
     def show(session: Session, run: _Run) -> int:
-        """Everything about one run: statistics, conditions, versions."""
-        found = open_results().get(run)
-        session.answer({"runs": [found]}, *(() if session.as_json else _details(found)))
-        return exits.GOOD
+        """Everything about one run: statistics, conditions, versions; or about one accuracy."""
+        return _show(session, run)
 
     @command(results, "compare")
     def compare(
@@ -134,26 +133,63 @@ def open_results() -> Results:
     return Results(Home.find().results_url)
 
 
-def _select(session: Session, results: Results, models: Sequence[str], verdict: str, limit: int) -> list[StoredRun]:
+def _select(
+    session: Session, results: Results, models: Sequence[str], verdict: str, limit: int, *, required: bool = True
+) -> list[StoredRun]:
     """Runs as the options ask. Raises FleetError ``nothing-matched`` when conditions were given and none fits."""
     if session.labels:
         raise FleetError("results have no labels", code="usage", hint="use --device, --target or --model")
     if verdict not in ("", "VALID", "INVALID"):
         raise FleetError(f"--verdict {verdict}: expected VALID or INVALID", code="usage")
     found = results.list(devices=session.devices, targets=session.targets, models=models, verdict=verdict, limit=limit)
-    if not found and (session.devices or session.targets or models or verdict):
+    if required and not found and (session.devices or session.targets or models or verdict):
         raise FleetError("no run matches", code="nothing-matched", hint="`fleet results list` shows what there is")
     return found
 
 
 def _list(session: Session, models: Sequence[str], verdict: str, limit: int) -> int:
-    runs = _select(session, open_results(), models, verdict, 0 if session.everything else limit)
+    store = open_results()
+    limit = 0 if session.everything else limit
+    # Accuracies have no verdict.
+    accuracies = [] if verdict else _accuracies(session, store, models, limit)
+    runs = _select(session, store, models, verdict, limit, required=not accuracies)
     if session.as_json:
-        session.answer({"runs": runs})
+        session.answer({"runs": runs, "evaluations": accuracies})
         return exits.GOOD
     from controller.cli.bench import tables
+    from controller.cli.eval import tables as accuracy_tables
 
-    session.answer({}, *(tables(runs) if runs else ["no results yet; `fleet bench --all` makes some"]))
+    parts = [
+        *(tables(runs) if runs else []),
+        *([""] if runs and accuracies else []),
+        *(accuracy_tables(accuracies) if accuracies else []),
+    ]
+    session.answer({}, *(parts or ["no results yet; `fleet bench --all` makes some"]))
+    return exits.GOOD
+
+
+def _accuracies(session: Session, results: Results, models: Sequence[str], limit: int) -> list[EvalReport]:
+    from controller.evaluation.store import Evaluations
+
+    return Evaluations(results).list(devices=session.devices, targets=session.targets, models=models, limit=limit)
+
+
+def _show(session: Session, run: str) -> int:
+    from controller.evaluation.store import Evaluations
+
+    store = open_results()
+    try:
+        found = store.get(run)
+    except FleetError as error:
+        if error.code != "unknown-run":
+            raise
+        from controller.cli.eval import details, tables
+
+        accuracy = Evaluations(store).get(run)
+        parts = [] if session.as_json else [*tables([accuracy]), *details(accuracy)]
+        session.answer({"evaluations": [accuracy]}, *parts)
+        return exits.GOOD
+    session.answer({"runs": [found]}, *(() if session.as_json else _details(found)))
     return exits.GOOD
 
 

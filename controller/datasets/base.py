@@ -76,6 +76,13 @@ class Dataset:
     #: Pictures that are left out because their files are missing.
     missing: tuple[str, ...] = ()
 
+    @property
+    def has_outlines(self) -> bool:
+        """Whether every object has an outline, so that masks can be measured."""
+        return bool(self.objects) and all(
+            len(each.outlines) == len(each.labels) and all(each.outlines) for each in self.objects
+        )
+
     def first(self, count: int) -> Dataset:
         """The first ``count`` pictures of it; 0 takes all."""
         if not count or count >= len(self.pictures):

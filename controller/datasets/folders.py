@@ -7,18 +7,18 @@ from pathlib import Path
 
 from controller.datasets.base import MAX_PICTURES, Dataset, Picture, bad
 
-#: What counts as a picture by its name; other files, such as notes and checksums, are passed by.
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
-
 
 def load(root: Path) -> Dataset | None:
     """The pictures in ``root``'s folders, whose names are the categories; None when no folder holds a picture.
 
     Pictures of the classes take turns, so that the first few of the data set are of all classes.
     """
+    from targets.pictures.read import SUFFIXES
+
     categories: list[str] = []
     columns: list[list[tuple[Picture, int]]] = []
     for folder in sorted(each for each in root.iterdir() if each.is_dir() and not each.name.startswith(".")):
+        # Other files, such as notes and checksums, are passed by.
         files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
         if files:
             label = len(categories)

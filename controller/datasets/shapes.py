@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from controller.zoo import draw
 from controller.zoo.shapes import CLASSES
 from targets.base import FleetError
 
 Kind = Literal["detection", "classification"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 def write(folder: Path, *, kind: Kind, count: int, seed: int) -> Path:
@@ -21,19 +22,19 @@ def write(folder: Path, *, kind: Kind, count: int, seed: int) -> Path:
     """
     from PIL import Image
 
-    from controller import pictures
+    from targets.pictures.draw import save
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FleetError(f"{folder} is not an empty folder", code="exists", hint="name one that is not there yet")
     if kind == "classification":
         for index in range(count):
             pixels, label = draw.picture(seed, index)
-            pictures.save(Image.fromarray(pixels), folder / CLASSES[label] / f"{index:05d}.png")
+            save(Image.fromarray(pixels), folder / CLASSES[label] / f"{index:05d}.png")
         return folder
     scenes = []
     names = [f"{index:05d}.png" for index in range(count)]
     for scene, name in zip(draw.scenes(seed, count), names, strict=True):
-        pictures.save(Image.fromarray(scene.picture), folder / "images" / name)
+        save(Image.fromarray(scene.picture), folder / "images" / name)
         # Annotations need a scene's size, and there may be many scenes.
         scenes.append(scene._replace(picture=scene.picture[:, :, :0]))
     path = folder / "annotations" / "instances_shapes.json"

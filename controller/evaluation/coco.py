@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from controller.datasets import Dataset, Segmentation
     from controller.evaluation.classes import Classes
     from controller.evaluation.found import Found
+    from targets.pictures.found import Mask
 
 Iou = Literal["bbox", "segm"]
 
@@ -32,7 +33,7 @@ def figures(
     metrics, per_class = _evaluated(dataset, found, classes, "bbox")
     notes: list[str] = []
     if any(one.masks for one in found):
-        if all(len(each.outlines) == len(each.labels) and all(each.outlines) for each in dataset.objects):
+        if dataset.has_outlines:
             more, of_masks = _evaluated(dataset, found, classes, "segm")
             metrics |= {f"segm_{name}": value for name, value in more.items()}
             for one, other in zip(per_class, of_masks, strict=True):
@@ -163,9 +164,10 @@ def _runs(outline: Segmentation, size: tuple[int, int]) -> Any:
     return mask.merge(mask.frPyObjects([list(polygon) for polygon in outline.polygons], height, width))
 
 
-def encoded(pixels: Any) -> str:
-    """COCO's compressed run lengths of a (height, width) mask of 0 and 1."""
+def compressed(given: Mask) -> str:
+    """A mask as COCO's compressed run lengths."""
     from pycocotools import mask
 
-    counts: bytes = mask.encode(np.asfortranarray(pixels, dtype=np.uint8))["counts"]
+    height, width = given.size
+    counts: bytes = mask.frPyObjects({"size": [height, width], "counts": given.counts}, height, width)["counts"]
     return counts.decode()

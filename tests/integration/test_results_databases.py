@@ -182,16 +182,18 @@ def test_an_older_layout_is_brought_up_to_date(url: URL, monkeypatch: pytest.Mon
     first = Results(url)
     first.add(result("old"))
     first.close()
-    monkeypatch.setattr(tables, "MIGRATIONS", (("ALTER TABLE runs ADD COLUMN note TEXT",),))
+    known = tables.MIGRATIONS
+    monkeypatch.setattr(tables, "MIGRATIONS", (*known, ("ALTER TABLE runs ADD COLUMN note TEXT",)))
     for _ in range(2):
         second = Results(url)
         assert second.get("old").device == "board"
         with second._engine.begin() as connection:
             assert connection.execute(text("SELECT note FROM runs")).scalar_one() is None
-            assert connection.execute(text("SELECT version FROM fleet_schema")).scalar_one() == 2
+            assert connection.execute(text("SELECT version FROM fleet_schema")).scalar_one() == len(known) + 2
         second.close()
-    monkeypatch.setattr(tables, "MIGRATIONS", ())
-    with pytest.raises(FleetError, match="layout 2, this fleet knows layouts up to 1") as error:
+    monkeypatch.setattr(tables, "MIGRATIONS", known)
+    newer = f"layout {len(known) + 2}, this fleet knows layouts up to {len(known) + 1}"
+    with pytest.raises(FleetError, match=newer) as error:
         Results(url)
     assert error.value.code == "results-newer"
 
