@@ -47,12 +47,14 @@ def compile_module(module: Any, machine: Machine, processor: Processor, tuned: T
 
     from targets.cpu import operators, passes
     from targets.cpu.optimise import optimise
+    from targets.cpu.rows import guard
     from targets.cpu.schedule import schedule
 
     target = tvm_target(machine, processor)
     with target:
         module, layers = optimise(module, processor, tuned)
         module, weights = passes.lift_weights(operators.kernels(processor)(module))
+        module = guard(module)
         plain: list[str] = []
         pipeline = passes.lower(schedule(processor, plain))
         executable = tvm.compile(module, target=target, relax_pipeline=pipeline)

@@ -14,9 +14,8 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 from targets.cpu.database import Tuned
 from targets.cpu.graph import Array, Graph, Layer, Opaque, Value
 from targets.cpu.kernels.convert import Convert, convert
-from targets.cpu.kernels.peak import Peak, Stream, peak, stream
 from targets.cpu.kernels.program import OperandType, Program
-from targets.cpu.layers import PEAK, STREAM, LayerRow, LayerTable
+from targets.cpu.layers import LayerRow
 from targets.cpu.layout import PLAIN, ImageType, Layout
 from targets.cpu.layouts import Layouts, wanted
 from targets.cpu.lower import Call, lower
@@ -24,26 +23,23 @@ from targets.cpu.memory import OVER
 from targets.cpu.processors import Processor
 
 
-def emit(module: Any, graph: Graph, layouts: Layouts, processor: Processor, tuned: Tuned) -> tuple[Any, LayerTable]:
-    """The module with a ``main`` that computes the graph by kernels for ``processor``, and what they are."""
-    emitter = _Emitter(module, graph, layouts, processor, tuned)
-    module, most, memory = emitter.run(), emitter.peak, emitter.stream
-    return module, LayerTable(
-        layers=emitter.rows,
-        peak_flops=most.flops,
-        peak_lanes=most.lanes,
-        peak_jobs=most.jobs,
-        stream_bytes=memory.bytes,
-        stream_jobs=memory.jobs,
-        stream_numbers=memory.numbers,
-    )
+def emit(
+    module: Any, name: str, graph: Graph, layouts: Layouts, processor: Processor, tuned: Tuned
+) -> tuple[Any, list[LayerRow]]:
+    """The module with a function ``name`` that computes the graph by kernels for ``processor``, and what they are."""
+    emitter = _Emitter(module, name, graph, layouts, processor, tuned)
+    return emitter.run(), emitter.rows
 
 
 class _Emitter:
-    def __init__(self, module: Any, graph: Graph, layouts: Layouts, processor: Processor, tuned: Tuned) -> None:
-        self._main = module["main"]
-        others = {var: function for var, function in module.functions_items() if var.name_hint != "main"}
-        self._builder = relax.BlockBuilder(tvm.IRModule(others, attrs=module.attrs))
+    def __init__(
+        self, module: Any, name: str, graph: Graph, layouts: Layouts, processor: Processor, tuned: Tuned
+    ) -> None:
+        self._function = module[name]
+        # Callers know it by its variable, which is kept.
+        self._variable = module.get_global_var(name)
+        self._prefix = "" if name == "main" else f"{name}_"
+        self._builder = relax.BlockBuilder(module)
         self._graph = graph
         self._layouts = layouts
         self._processor = processor
@@ -53,16 +49,12 @@ class _Emitter:
         self._kernels: dict[Hashable, Any] = {}
         self._names: dict[str, int] = {}
         self.rows: list[LayerRow] = []
-        self.peak = Peak(processor.lanes, processor.registers - 4)
-        self.stream = Stream(processor.lanes)
 
     def run(self) -> Any:
         """The module."""
-        main, builder = self._main, self._builder
-        builder.add_func(peak(self.peak, PEAK), PEAK)
-        builder.add_func(stream(self.stream, STREAM), STREAM)
-        dataflow = all(isinstance(block, relax.DataflowBlock) for block in main.body.blocks)
-        with builder.function("main", list(main.params), attrs=dict(main.attrs or {}), pure=bool(main.is_pure)):
+        was, builder = self._function, self._builder
+        dataflow = all(isinstance(block, relax.DataflowBlock) for block in was.body.blocks)
+        with builder.function("emitted", list(was.params), attrs=dict(was.attrs or {}), pure=bool(was.is_pure)):
             if dataflow:
                 with builder.dataflow():
                     self._nodes()
@@ -70,8 +62,11 @@ class _Emitter:
             else:
                 self._nodes()
                 result = self._result()
-            builder.emit_func_output(result)
-        return builder.finalize()
+            emitted = builder.emit_func_output(result)
+        module = builder.finalize()
+        functions = {var: each for var, each in module.functions_items() if var not in (emitted, self._variable)}
+        functions[self._variable] = _named(module[emitted], was)
+        return tvm.IRModule(functions, attrs=module.attrs)
 
     def _nodes(self) -> None:
         for node in self._graph.nodes:
@@ -82,7 +77,7 @@ class _Emitter:
 
     def _result(self) -> Any:
         known = {value.var: self._plain(value) for value in self._graph.results}
-        return _Substitution(known).visit_expr(self._main.body.body)
+        return _Substitution(known).visit_expr(self._function.body.body)
 
     def _opaque(self, node: Opaque) -> None:
         substitution = _Substitution({value.var: self._plain(value) for value in node.inputs})
@@ -124,7 +119,7 @@ class _Emitter:
         spec = (call.build, call.spec)
         if spec not in self._kernels:
             number = self._names[call.name] = self._names.get(call.name, 0) + 1
-            name = f"{call.name}_{number}"
+            name = f"{self._prefix}{call.name}_{number}"
             function = call.build(call.spec, name)
             if call.over is not None:
                 function = function.with_attr(OVER, call.over)
@@ -179,6 +174,12 @@ class _Emitter:
                 var = self._builder.emit(relax.op.reshape(var, shape[:2]))
         held[layout] = var
         return var, target
+
+
+def _named(function: Any, like: Any) -> Any:
+    """The function under the name of another one, if that has one outside of its module."""
+    symbol = (like.attrs or {}).get("global_symbol")
+    return function.with_attr("global_symbol", symbol) if symbol else function.without_attr("global_symbol")
 
 
 def _operator(expr: Any) -> str:

@@ -58,15 +58,22 @@ def shared(lives: Sequence[Life]) -> list[int]:
 
 
 def share_buffers(module: Any) -> Any:
-    """Let the tensors that ``main`` allocates share buffers, those aside that it returns.
+    """Let the tensors that a function allocates share buffers, those aside that it returns.
 
     ``module`` is past `CallTIRRewrite`: tensors are allocated, then filled. Functions with branches are left to TVM.
     """
-    main = module["main"]
-    bindings = [binding for block in main.body.blocks for binding in block.bindings]
+    functions = {
+        var: _shared(module, function) if isinstance(function, relax.Function) else function
+        for var, function in module.functions_items()
+    }
+    return relax.transform.Normalize()(tvm.IRModule(functions, attrs=module.attrs))
+
+
+def _shared(module: Any, function: Any) -> Any:
+    bindings = [binding for block in function.body.blocks for binding in block.bindings]
     if any(isinstance(binding.value, relax.If | relax.Function | relax.SeqExpr) for binding in bindings):
-        return module
-    made, lives = _lives(module, bindings, main.body.body)
+        return function
+    made, lives = _lives(module, bindings, function.body.body)
     numbers = dict(zip(made, shared(lives), strict=True))
     sizes: dict[int, int] = {}
     for var, life in zip(made, lives, strict=True):
@@ -86,11 +93,8 @@ def share_buffers(module: Any) -> Any:
             tensor = relax.op.memory.alloc_tensor(storages[number], 0, shape, dtype)
             binding = relax.VarBinding(binding.var, builder.normalize(tensor))
         new.append(binding)
-    body = relax.SeqExpr([relax.BindingBlock(new)], main.body.body)
-    planned = relax.Function(main.params, body, main.ret_ty, main.is_pure, main.attrs)
-    module = tvm.IRModule(dict(module.functions_items()), attrs=module.attrs)
-    module.update_func(module.get_global_var("main"), planned)
-    return relax.transform.Normalize()(module)
+    body = relax.SeqExpr([relax.BindingBlock(new)], function.body.body)
+    return relax.Function(function.params, body, function.ret_ty, function.is_pure, function.attrs)
 
 
 def _lives(module: Any, bindings: Sequence[Any], result: Any) -> tuple[list[Any], list[Life]]:

@@ -34,28 +34,52 @@ def simplify() -> Any:
 def lift_weights(module: Any) -> tuple[Any, list[tuple[str, Any]]]:
     """Make weights parameters of ``main``, after its inputs, in the order in which the program uses them.
 
-    Returns the module and each weight's name and ``tvm.runtime.Tensor``. Names say order, operator and argument
-    (``0003-nn.conv2d-1``), so they depend on the program's structure alone: retrained weights change values only, and
-    the library, which then holds none of them, stays the same to the byte.
+    Functions that ``main`` calls take theirs from it, after their own arguments. Returns the module and each weight's
+    name and ``tvm.runtime.Tensor``. Names say order, operator and argument (``0003-nn.conv2d-1``), so they depend on
+    the program's structure alone: retrained weights change values only, and the library, which then holds none of
+    them, stays the same to the byte.
     """
-    lifter = _Lifter(module)
+    functions: dict[Any, Any] = {}
+    called: dict[Any, tuple[Any, list[tuple[Any, Any]]]] = {}
+    for var, function in module.functions_items():
+        if not isinstance(function, relax.Function):
+            functions[var] = function
+        elif var.name_hint != "main":
+            lifter = _Lifter(module, {})
+            changed = lifter.function(function)
+            # Of another type than before, so it is another variable.
+            variable = tvm.ir.GlobalVar(var.name_hint)
+            relax.expr._update_type(variable, changed.ty)
+            called[var] = variable, lifter.lifted
+            functions[variable] = changed
+    lifter = _Lifter(module, called)
     main = module["main"]
-    body = lifter.visit_expr(main.body)
-    variables = [variable for _, variable in lifter.lifted]
-    attributes = dict(main.attrs or {}) | {"num_input": len(main.params), "global_symbol": "main"}
-    lifted = relax.Function([*main.params, *variables], body, main.ret_ty, main.is_pure).with_attrs(attributes)
-    others = {variable: function for variable, function in module.functions_items() if variable.name_hint != "main"}
-    module = tvm.IRModule({tvm.ir.GlobalVar("main"): lifted, **others})
-    return relax.transform.Normalize()(module), [(str(v.name), c.value) for c, v in lifter.lifted]
+    attributes = {"num_input": len(main.params), "global_symbol": "main"}
+    functions[tvm.ir.GlobalVar("main")] = lifter.function(main).with_attrs(attributes)
+    module = tvm.IRModule(functions, attrs=module.attrs)
+    return relax.transform.Normalize()(module), [(str(v.name), c.value) for v, c in lifter.lifted]
 
 
 @mutator
 class _Lifter(PyExprMutator):  # type: ignore[misc]
-    def __init__(self, module: Any) -> None:
+    """Makes parameters of one function's weights; ``called`` are functions that take weights, and which."""
+
+    def __init__(self, module: Any, called: dict[Any, tuple[Any, list[tuple[Any, Any]]]]) -> None:
         super().__init__(module)
+        self._called = called
         self.lifted: list[tuple[Any, Any]] = []
 
+    def function(self, function: Any) -> Any:
+        """The function with parameters for its weights after its own."""
+        body = self.visit_expr(function.body)
+        variables = [variable for variable, _ in self.lifted]
+        return relax.Function([*function.params, *variables], body, function.ret_ty, function.is_pure, function.attrs)
+
     def visit_call_(self, call: Any) -> Any:
+        if call.op in self._called:
+            function, weights = self._called[call.op]
+            taken = [self._lift(value, _role(variable)) for variable, value in weights]
+            return relax.Call(function, [*call.args, *taken])
         operator = getattr(call.op, "name", "call").removeprefix("relax.")
         arguments = call.args
         if operator == "call_tir":
@@ -70,12 +94,16 @@ class _Lifter(PyExprMutator):  # type: ignore[misc]
     def _lift(self, expr: Any, role: str) -> Any:
         if not isinstance(expr, tvm.ir.GenericConst) or not _is_weight(expr.value):
             return expr
-        for known, variable in self.lifted:
+        for variable, known in self.lifted:
             if known.same_as(expr):
                 return variable
         variable = relax.Var(f"{len(self.lifted):04d}-{role}", expr.ty)
-        self.lifted.append((expr, variable))
+        self.lifted.append((variable, expr))
         return variable
+
+
+def _role(variable: Any) -> str:
+    return str(variable.name).partition("-")[2]
 
 
 def _is_weight(value: Any) -> bool:

@@ -120,13 +120,15 @@ def _several(call: Callable[[], float]) -> list[float]:
 def _named(
     kernels: Sequence[str], seconds: Sequence[float], rows: Sequence[LayerRow], watch: Watch
 ) -> Iterable[OperatorTime]:
-    """Each call with its row. A kernel's calls are in the order of its rows; TVM's own kernels have none."""
+    """Each call with its row. A kernel's calls are in the order of its rows, once or, in a function that is called
+    several times, as often; TVM's own kernels have none."""
     left: dict[str, deque[LayerRow]] = defaultdict(deque)
     for row in rows:
         left[row.kernel].append(row)
     for kernel, taken in zip(kernels, seconds, strict=True):
         if left[kernel]:
-            row = left[kernel].popleft()
+            row = left[kernel][0]
+            left[kernel].rotate(-1)
             yield OperatorTime(
                 kernel=kernel,
                 operators=tuple(row.operators),
