@@ -15,10 +15,12 @@ import torchvision
 from torch import nn
 from torchvision.models.detection import image_list, ssd300_vgg16
 
-from controller import pictures, zoo
+from controller import zoo
 from controller.home import Home
 from controller.zoo import mobilenet, resnet, ssd300, ssd300_boxes, ssd300_networks, weights
 from targets import pt2_model
+from targets.detection import ssd
+from targets.pictures.prepare import prepare
 
 FAMILIES = {
     **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101"), resnet),
@@ -28,7 +30,7 @@ FAMILIES = {
 OUTPUTS = {
     "ssd300_resnet34": {"ploc": (4, 8732), "plabel": (81, 8732)},
     "ssd300_resnet50": {"ploc": (4, 8732), "plabel": (81, 8732)},
-    "ssd300_vgg16": {"bbox_regression": (8732, 4), "cls_logits": (8732, 91)},
+    "ssd300_vgg16@raw": {"bbox_regression": (8732, 4), "cls_logits": (8732, 91)},
 }
 
 
@@ -65,7 +67,7 @@ def _outputs(network: Any, image: torch.Tensor) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet50", "mobilenet1.0", "mobilenet_v2", "ssd300_resnet34", "ssd300_resnet50", "ssd300_vgg16"]
+    "name", ["resnet50", "mobilenet1.0", "mobilenet_v2", "ssd300_resnet34", "ssd300_resnet50", "ssd300_vgg16@raw"]
 )
 def test_a_source_takes_every_batch_and_gives_values_that_can_be_compared(name: str, home: Home) -> None:
     source = zoo.source(name, "random:4", home)
@@ -77,9 +79,9 @@ def test_a_source_takes_every_batch_and_gives_values_that_can_be_compared(name: 
     assert (source.inputs[0].shape, source.preprocess.size) == ((-1, 3, size, size), (size, size))
 
     image = torch.from_numpy(
-        np.concatenate([pictures.prepare(picture, source.preprocess) for picture in zoo.samples(name, 3, 5)])
+        np.concatenate([prepare(picture, source.preprocess) for picture in zoo.samples(name, 3, 5)])
     )
-    found, direct = _run(source, image), _outputs(_built(name, 4), image)
+    found, direct = _run(source, image), _outputs(_built(name.partition("@")[0], 4), image)
     for one, other, shape in zip(found, direct, wanted.values(), strict=True):
         assert one.shape == (3, *shape)
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
@@ -90,7 +92,7 @@ def test_a_source_takes_every_batch_and_gives_values_that_can_be_compared(name: 
         torch.testing.assert_close(one, other[1:2], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", sorted(set(FAMILIES) - {"resnet18"}))
+@pytest.mark.parametrize("name", sorted(set(FAMILIES) - set(resnet.PRETRAINED) - set(ssd300.PRETRAINED)))
 def test_there_are_no_weights_of_their_own(name: str, home: Home) -> None:
     assert "random:SEED" in zoo.describe(name)
     for text in ("", "pretrained"):
@@ -281,8 +283,8 @@ def test_ssd300_on_vgg_is_torchvisions() -> None:
     theirs.head.register_forward_hook(lambda _module, _inputs, output: given.update(output))
     picture = zoo.samples("ssd300_vgg16", 1, 2)[0]
     _outputs(theirs, [torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255])
-    image = torch.from_numpy(pictures.prepare(picture, ssd300._CAFFE))
-    for found, name in zip(_outputs(ours, image), OUTPUTS["ssd300_vgg16"], strict=True):
+    image = torch.from_numpy(prepare(picture, ssd300._CAFFE))
+    for found, name in zip(_outputs(ours, image), OUTPUTS["ssd300_vgg16@raw"], strict=True):
         torch.testing.assert_close(found, given[name], rtol=1e-4, atol=1e-4)
 
 
@@ -296,20 +298,17 @@ def test_vggs_boxes_are_torchvisions() -> None:
 
 
 def test_vggs_columns_and_boxes_are_read_as_torchvision_means_them() -> None:
-    post, labels = ssd300._postprocess(), ssd300.labels("ssd300_vgg16")
-    locations, logits = np.zeros((1, 8732, 4)), np.zeros((1, 8732, 91))
+    how, labels = ssd300.decoding("ssd300_vgg16"), ssd300.labels("ssd300_vgg16")
+    locations, logits = np.zeros((1, 8732, 4), np.float32), np.zeros((1, 8732, 91), np.float32)
     logits[..., 0] = 20
     # COCO's ids: 1 is a person, 90 a toothbrush. The last level has one cell; the first shape of it is square.
     for box, column in ((8728, 1), (5776, 90)):
-        logits[0, box, column] = 40
-    found = pictures.interpret([locations, logits], post, labels, (600, 300))
-    wanted = {
-        "person": [(0.5 - 0.435) * 600, (0.5 - 0.435) * 300, (0.5 + 0.435) * 600, (0.5 + 0.435) * 300],
-        "toothbrush": [0, 0, (8 + 22.5) * 2, 8 + 22.5],
-    }
-    assert {box.label for box in found} == wanted.keys()
-    for box in found:
-        np.testing.assert_allclose(box.xyxy, wanted[box.label], atol=1e-3)
+        logits[0, box, column] = 40 - column / 100
+    found = ssd.detect(locations, logits, how.raw(), how.size)
+    assert [labels[label] for label in found.labels[0, : found.counts[0]]] == ["person", "toothbrush"]
+    square, corner = (0.5 - 0.435) * 300, 8 + 22.5
+    np.testing.assert_allclose(found.boxes[0, 0], [square, square, 300 - square, 300 - square], atol=1e-3)
+    np.testing.assert_allclose(found.boxes[0, 1], [0, 0, corner, corner], atol=1e-3)
 
 
 # --- Default boxes and labels -------------------------------------------------------------------
