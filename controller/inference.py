@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from agent import protocol as p
-from targets.base import BundleError, FleetError
+from targets.base import BundleError, FleetError, TensorSpec
 from targets.bundle import Manifest, bundle_id, parse_manifest
 from targets.defaults import WORKER_CALL_DEADLINE, WORKER_START_DEADLINE
 
@@ -51,13 +51,20 @@ class Inference:
         arrays: list[Array] = []
         offset = 0
         for spec in self.manifest.outputs:
-            dtype = np.dtype(spec.dtype)
+            dtype = _dtype(spec)
             count = math.prod(spec.shape)
             if offset + count * dtype.itemsize > len(payload):
                 raise BundleError(f"{name} sent less than its outputs")
             arrays.append(np.frombuffer(payload, dtype, count, offset).reshape(spec.shape))
             offset += count * dtype.itemsize
         return arrays, answer.seconds
+
+
+def _dtype(spec: TensorSpec) -> np.dtype[np.generic]:
+    try:
+        return np.dtype(spec.dtype)
+    except TypeError:
+        raise FleetError(f"'{spec.name}' has the type {spec.dtype}, which nobody knows", code="bad-dtype") from None
 
 
 async def _release(session: Session, model: str | None, slot: str) -> p.ReleaseInfo:

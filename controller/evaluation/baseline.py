@@ -35,7 +35,7 @@ class Baseline:
                     code="bad-baseline",
                     hint="measure it again on this data set, with the same --limit",
                 )
-        elif not any(map(self._is_meant, selection)) and not self._stored():
+        elif not (len(selection) > 1 and any(map(self._is_meant, selection))) and not self._stored():
             raise FleetError(
                 f"there is no result of {given} with this model on this data set to compare with",
                 code="bad-baseline",
@@ -67,6 +67,8 @@ class Baseline:
             base = self._fixed or next(iter(same), None)
             if base is not None:
                 _compare(report, base)
+            elif not self._is_meant(report):
+                report.notes.append(f"there is no result of {self._device or self._target} to compare with")
 
 
 def _compare(report: EvalReport, base: EvalReport) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -46,18 +44,18 @@ def figures(
 def _evaluated(
     dataset: Dataset, found: Sequence[Found], classes: Classes, iou: Iou
 ) -> tuple[dict[str, float | None], list[ClassReport]]:
-    from pycocotools.cocoeval import COCOeval
+    from pycocotools import coco, cocoeval
 
+    # They print as they go. Standard output cannot be sent elsewhere for that: it is also that of other threads.
+    coco.print = cocoeval.print = _ignore
     labels = [label for label in range(len(dataset.categories)) if label not in classes.left_out]
     pictures = [one.index for one in found]
-    with contextlib.redirect_stdout(io.StringIO()):
-        # It prints as it goes, which goes nowhere.
-        evaluation = COCOeval(_truth(dataset, pictures, iou), _results(dataset, found, classes, iou), iou)
-        evaluation.params.imgIds = pictures
-        evaluation.params.catIds = labels
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
+    evaluation = cocoeval.COCOeval(_truth(dataset, pictures, iou), _results(dataset, found, classes, iou), iou)
+    evaluation.params.imgIds = pictures
+    evaluation.params.catIds = labels
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
     metrics = {name: _value(value) for name, value in zip(_STATS, evaluation.stats, strict=True)}
     # Thresholds, recalls, categories, areas (all first), detections a picture (100 last).
     precision = evaluation.eval["precision"][..., 0, -1]
@@ -80,6 +78,10 @@ def _evaluated(
         for column, label in enumerate(labels)
     ]
     return metrics, per_class
+
+
+def _ignore(*words: object, **options: object) -> None:
+    """In the place of ``print``."""
 
 
 def _value(given: float) -> float | None:

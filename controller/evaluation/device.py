@@ -191,7 +191,8 @@ class Answers:
         if self.done and elapsed > 0:
             rate = self.done / elapsed
             left = round((total - here) / rate)
-            detail += f", {rate:.1f} a second, {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
+            detail += f", {rate:.1f} a second"
+            detail += f", {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left" if here < total else ""
         elif self.resumed:
             detail += " were done before"
         self.listener(Progress(self.inference.session.device.name, _STAGE, here / total, detail))
