@@ -86,7 +86,34 @@ def _from_pt2(model: SourceModel, batch: int) -> Any:
         )
     except Exception as error:
         raise ModelError(f"{model.name} cannot be compiled: {_words(error)}") from error
-    return _fix_batch(relax, module, model.name, batch)
+    return _whole_clips(_fix_batch(relax, module, model.name, batch))
+
+
+def _whole_clips(module: Any) -> Any:
+    """Whole numbers that are clipped on one side only: TVM's importer writes an infinity, which none of them is."""
+    import math
+
+    from tvm import relax
+    from tvm.relax.expr_functor import PyExprMutator, mutator
+
+    @mutator
+    class Clips(PyExprMutator):  # type: ignore[misc]
+        def visit_call_(self, call: Any) -> Any:
+            call = super().visit_call_(call)
+            if getattr(call.op, "name", "") != "relax.clip" or not str(call.args[0].ty.dtype).startswith(
+                ("int", "uint")
+            ):
+                return call
+            result, dtype = call.args[0], str(call.args[0].ty.dtype)
+            for bound, limit in zip(call.args[1:], (relax.op.maximum, relax.op.minimum), strict=True):
+                number = getattr(bound.value, "value", bound.value)
+                if math.isfinite(number):
+                    result = self.builder_.normalize(limit(result, relax.const(int(number), dtype)))
+            return result
+
+    rewritten = Clips(module).visit_expr(module["main"])
+    module.update_func(module.get_global_var("main"), rewritten)
+    return module
 
 
 def _with_batch(program: Any, model: SourceModel, batch: int) -> Any:
