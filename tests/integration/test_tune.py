@@ -92,9 +92,11 @@ def test_an_interrupted_tuning_goes_on_and_builds_use_what_won(cli: Cli) -> None
     ran = [(one["signature"], one["choice"], one["confirming"]) for one in after]
     assert len(set(ran)) == len(ran), "nothing is measured twice"
     assert all(one["error"] == "" and one["ms"] > 0 and one["default_ms"] > 0 for one in after)
-    first = report["layers"][0]
-    assert first["measured"] == sum(not one["confirming"] for one in after) >= 3
-    assert {one["signature"] for one in after} == {first["signature"]}
+    # In the order of what they cost; how far it came before it stopped is the machine's business.
+    measured = {layer["signature"]: layer["measured"] for layer in report["layers"] if layer["measured"]}
+    assert list(measured) == [layer["signature"] for layer in report["layers"]][: len(measured)]
+    assert sum(measured.values()) == sum(not one["confirming"] for one in after) >= 3
+    assert {one["signature"] for one in after} == set(measured)
 
     # Whether anything wins is for the machine to say: a build takes exactly that.
     won = {one["signature"] for one in after if one["confirming"] and one["faster"]}
