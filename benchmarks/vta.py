@@ -89,11 +89,12 @@ def accuracy(home: Home, count: int) -> dict[str, float]:
     """Top-1 of `shapes-classifier`, in float by ONNX Runtime and in integers on the simulator, on the same pictures."""
     from PIL import Image
 
-    from controller import pictures, zoo
+    from controller import zoo
     from controller.build import BuildRequest, build
     from controller.vta.models import Bundle
     from controller.zoo import draw, evaluate
     from targets.base import device_half
+    from targets.pictures.prepare import prepare
 
     source = zoo.source("shapes-classifier", "", home)
     (built,) = build([BuildRequest(source, "vta-sim")], home=home)
@@ -108,7 +109,7 @@ def accuracy(home: Home, count: int) -> dict[str, float]:
     agree = 0
     for index in range(count):
         pixels, label = draw.picture(SEED, index)
-        given = pictures.prepare(Image.fromarray(pixels), source.preprocess)
+        given = prepare(Image.fromarray(pixels), source.preprocess)
         first, second = (int(np.argmax(outputs[0])) for outputs in (run_float(given), runner.infer([given])))
         right += (first == label, second == label)
         agree += first == second

@@ -123,23 +123,25 @@ def _pictures(folder: Path) -> list[Path]:
 def _prepared(folder: Path, model: SourceModel) -> npt.NDArray[np.float32]:
     import numpy as np
 
-    from controller import pictures
+    from targets.pictures.prepare import prepare
+    from targets.pictures.read import load
 
     if model.preprocess is None:
         raise _bad(
             f"{model.name} does not say how it takes pictures", "give an .npz file, or a preprocess in the inventory"
         )
-    return np.concatenate([pictures.prepare(pictures.load(file), model.preprocess) for file in _pictures(folder)])
+    return np.concatenate([prepare(load(file), model.preprocess) for file in _pictures(folder)])
 
 
 def _zoo(name: str, model: SourceModel) -> npt.NDArray[np.float32]:
     import numpy as np
 
-    from controller import pictures, zoo
+    from controller import zoo
+    from targets.pictures.prepare import prepare
 
     assert model.preprocess is not None
     samples = zoo.samples(name, COUNT, FIRST)
-    return np.concatenate([pictures.prepare(picture, model.preprocess) for picture in samples])
+    return np.concatenate([prepare(picture, model.preprocess) for picture in samples])
 
 
 def _arrays(path: Path, specs: Sequence[TensorSpec]) -> list[Array]:

@@ -1,221 +1,214 @@
-"""Running a release on pictures: prepared here as its manifest says, computed on the device, read here."""
+"""Running a release on pictures: prepared here as its manifest says, computed on the device, read here.
+
+Pictures are opened when they are needed, so that a folder of video frames may be longer than memory; the next batch is
+prepared while a device computes, and one picture that cannot be read costs its own answer only.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from agent import protocol as p
 from controller.deploy import explained
+from controller.drawings import Drawings
+from controller.events import Progress
+from controller.inference import Inference
 from controller.inventory import Device
 from controller.options import RunOptions
-from controller.reports import Answer, Box
-from targets.base import BundleError, FleetError, Postprocess, TensorSpec
-from targets.bundle import Manifest, bundle_id, parse_manifest
-from targets.defaults import WORKER_CALL_DEADLINE, WORKER_START_DEADLINE
+from controller.reports import Answer
+from targets.base import FleetError, Postprocess
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from controller.fleet import Fleet
-    from controller.session import Session
     from targets.base import Array
+    from targets.pictures.place import Place
+    from targets.pictures.read import Listed
+
+_STAGE = "run"
 
 
 async def run(
     fleet: Fleet, model: str | None, images: Sequence[str | Path], selection: Sequence[Device], options: RunOptions
 ) -> list[Answer]:
     """See `Fleet.run`."""
-    from controller import pictures
+    from targets.pictures.read import listed, shown
 
-    loaded = [(str(path), await asyncio.to_thread(pictures.load, path)) for path in images]
-    output = _Output(options.output, many=len(images) * len(selection) > 1, devices=len(selection) > 1)
+    pictures = _Pictures(await asyncio.to_thread(listed, images))
+    drawings = Drawings(options.output, [one.path for one in pictures.listed], [device.name for device in selection])
+    await asyncio.to_thread(pictures.check)
+    names = [shown(one.path) for one in pictures.listed]
 
     async def act(device: Device) -> list[Answer]:
+        answers: list[Answer] = []
         try:
             async with fleet.session(device) as session:
-                return await _device(session, model, loaded, options, output)
+                inference = await Inference.of(session, model, slot=options.slot, threads=options.threads)
+                await _OnDevice(fleet, inference, pictures, names, options, drawings, answers).run()
         except FleetError as error:
-            return [
+            answers += [
                 Answer(device=device.name, image=name, simulated=device.simulated, error=explained(error))
-                for name, _ in loaded
+                for name in names[len(answers) :]
             ]
+        return answers
 
     found = await asyncio.gather(*(act(device) for device in selection))
     return [answer for answers in found for answer in answers]
 
 
-async def _device(
-    session: Session,
-    model: str | None,
-    images: Sequence[tuple[str, Image.Image]],
-    options: RunOptions,
-    output: _Output,
-) -> list[Answer]:
-    release = await _release(session, model, options.slot)
-    _, data = await session.connection.exchange(p.GetManifest(bundle=release.bundle), p.Done)
-    if bundle_id(data) != release.bundle:
-        raise BundleError(f"{session.device.name} sent another manifest than that of its release")
-    manifest = parse_manifest(data)
-    batch = _batch(manifest)
-    answers: list[Answer] = []
-    for start in range(0, len(images), batch):
-        part = images[start : start + batch]
-        start_time = time.monotonic()
-        inputs = await asyncio.to_thread(_prepared, manifest, [image for _, image in part], batch)
-        outputs, seconds = await _infer(session, manifest, inputs, release.bundle, options)
-        for index, (name, image) in enumerate(part):
-            answer = Answer(
-                device=session.device.name,
-                image=name,
-                simulated=session.connection.welcome.simulated,
-                model=manifest.model.name,
-                bundle=release.bundle,
-                seconds=seconds if seconds > 0 else time.monotonic() - start_time,
-            )
+class _Pictures:
+    """The pictures by their numbers. Those that were opened to check them are kept as far as memory allows."""
+
+    def __init__(self, listed: Sequence[Listed]) -> None:
+        self.listed = listed
+        self._kept: dict[int, Image.Image] = {}
+
+    def check(self) -> None:
+        """Open those that somebody named. Raises FleetError ``bad-picture``."""
+        from targets.pictures.place import MAX_PIXELS
+        from targets.pictures.read import load
+
+        room = MAX_PIXELS
+        for number, one in enumerate(self.listed):
+            if one.named:
+                image = load(one.path)
+                room -= image.width * image.height
+                if room >= 0:
+                    self._kept[number] = image
+
+    def open(self, number: int) -> Image.Image:
+        from targets.pictures.read import load
+
+        kept = self._kept.get(number)
+        return load(self.listed[number].path) if kept is None else kept
+
+
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    """One of a batch: opened, and where it lies in the input; or why it is not."""
+
+    number: int
+    image: Image.Image | None = None
+    place: Place | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    pictures: list[_Picture]
+    inputs: list[Array] = field(default_factory=list)
+
+
+@dataclass
+class _OnDevice:
+    """Getting one device's answers, in the order of the pictures."""
+
+    fleet: Fleet
+    inference: Inference
+    pictures: _Pictures
+    names: Sequence[str]
+    options: RunOptions
+    drawings: Drawings
+    answers: list[Answer]
+
+    async def run(self) -> None:
+        from targets.pictures.prepare import batch_size
+
+        manifest, count = self.inference.manifest, len(self.names)
+        size = batch_size(manifest.inputs, manifest.model.preprocess, manifest.model.name)
+        ahead = self._start(range(0, min(size, count)))
+        try:
+            for start in range(0, count, size):
+                began = time.monotonic()
+                batch = await ahead
+                if start + size < count:
+                    ahead = self._start(range(start + size, min(start + 2 * size, count)))
+                outputs, seconds = await self.inference(batch.inputs) if batch.inputs else ([], 0.0)
+                seconds = seconds if seconds > 0 else time.monotonic() - began
+                self.answers += await asyncio.to_thread(self._read, batch, outputs, seconds)
+                done = len(self.answers)
+                name = self.inference.session.device.name
+                self.fleet.listener(Progress(name, _STAGE, done / count, f"{done} of {count} pictures"))
+        finally:
+            ahead.cancel()
+            await asyncio.gather(ahead, return_exceptions=True)
+
+    def _start(self, numbers: range) -> asyncio.Task[_Batch]:
+        return asyncio.create_task(asyncio.to_thread(self._prepare, numbers))
+
+    def _prepare(self, numbers: range) -> _Batch:
+        from targets.pictures.place import place
+        from targets.pictures.prepare import batch
+
+        preprocess = self.inference.manifest.model.preprocess
+        assert preprocess is not None, "checked by batch_size"
+        found: list[_Picture] = []
+        for number in numbers:
             try:
-                single = [array[index : index + 1] if batch > 1 else array for array in outputs]
-                await asyncio.to_thread(_read, answer, manifest, single, image, options, output)
+                image = self.pictures.open(number)
+                found.append(_Picture(number, image, place(image.size, preprocess)))
+            except FleetError as error:
+                found.append(_Picture(number, error=explained(error)))
+        images = [one.image for one in found if one.image is not None]
+        return _Batch(found, batch(images, preprocess, self.inference.manifest.inputs) if images else [])
+
+    def _read(self, batch: _Batch, outputs: Sequence[Array], seconds: float) -> list[Answer]:
+        from targets.pictures.answers import of_picture
+
+        answers: list[Answer] = []
+        row = 0
+        for one in batch.pictures:
+            answer = Answer(
+                device=self.inference.session.device.name,
+                image=self.names[one.number],
+                simulated=self.inference.session.connection.welcome.simulated,
+                model=self.inference.manifest.model.name,
+                bundle=self.inference.bundle,
+                error=one.error,
+            )
+            answers.append(answer)
+            if one.image is None or one.place is None:
+                continue
+            answer.seconds = seconds
+            try:
+                self._interpret(answer, of_picture(outputs, row), one.number, one.image, one.place)
             except FleetError as error:
                 answer.error = explained(error)
-            answers.append(answer)
-    return answers
+            row += 1
+        return answers
 
+    def _interpret(
+        self, answer: Answer, outputs: Sequence[Array], number: int, image: Image.Image, place: Place
+    ) -> None:
+        from targets.pictures import answers
 
-async def _release(session: Session, model: str | None, slot: str) -> p.ReleaseInfo:
-    status = await session.connection.request(p.GetStatus(), p.Status)
-    # The slot asked for first, then any other that has the model.
-    for release in sorted(status.releases, key=lambda release: release.slot != slot):
-        if release.model == model or (model is None and release.slot == slot):
-            return release
-    what = f"'{model}'" if model else f"a release in slot '{slot}'"
-    has = ", ".join(sorted(release.model for release in status.releases))
-    raise FleetError(
-        f"{session.device.name} does not have {what}" + (f"; it has {has}" if has else ""),
-        code="not-deployed",
-        hint=f"deploy it first: `fleet deploy {model or 'MODEL'} --device {session.device.name}`",
-    )
-
-
-def _batch(manifest: Manifest) -> int:
-    if len(manifest.inputs) != 1 or not manifest.inputs[0].shape:
-        raise FleetError(f"'{manifest.model.name}' does not take a picture as its one input", code="no-picture-model")
-    if manifest.model.preprocess is None:
-        raise FleetError(
-            f"nothing says how '{manifest.model.name}' wants its pictures",
-            code="no-preprocess",
-            hint="give `preprocess` for it under `models:` in the inventory, and deploy it again",
+        manifest, options = self.inference.manifest, self.options
+        model = manifest.model
+        # What does not say otherwise is a classifier.
+        postprocess = model.postprocess or Postprocess("classify")
+        if postprocess.kind == "classify":
+            top = answers.TOP if options.top is None else options.top
+            answer.top = answers.top_labels(outputs, postprocess, model.labels, top)
+            if options.output:
+                raise FleetError(f"'{model.name}' gives labels, there are no boxes to draw", code="usage")
+            return
+        threshold = postprocess.score_threshold if options.threshold is None else options.threshold
+        lowest = min(threshold, postprocess.score_threshold)
+        found = answers.detect(
+            outputs, manifest.outputs, postprocess, place, classes=len(model.labels), threshold=lowest
         )
-    return max(1, manifest.inputs[0].shape[0])
+        kept = found.taken(found.scores >= threshold).taken(slice(options.top))
+        answer.boxes = answers.boxes(kept, model.labels)
+        answer.left_out = len(found) - len(kept)
+        if options.output:
+            from targets.pictures.draw import draw, save
+            from targets.pictures.read import shown
 
-
-def _prepared(manifest: Manifest, images: Sequence[Image.Image], batch: int) -> Array:
-    """The input tensor; the last batch is filled up with its last picture."""
-    from controller import pictures
-
-    assert manifest.model.preprocess is not None
-    arrays = [pictures.prepare(image, manifest.model.preprocess) for image in images]
-    arrays += [arrays[-1]] * (batch - len(arrays))
-    spec = manifest.inputs[0]
-    joined = np.concatenate(arrays).astype(_dtype(spec))
-    if joined.shape != spec.shape:
-        raise FleetError(
-            f"prepared pictures have the shape {joined.shape}, '{manifest.model.name}' takes {spec.shape}",
-            code="bad-preprocess",
-            hint="correct `preprocess` for it under `models:` in the inventory",
-        )
-    return np.ascontiguousarray(joined)
-
-
-async def _infer(
-    session: Session, manifest: Manifest, tensor: Array, bundle: str, options: RunOptions
-) -> tuple[list[Array], float]:
-    asked = p.Infer(
-        inputs=[manifest.inputs[0]],
-        bundle=bundle,
-        slot=options.slot,
-        threads=options.threads or session.device.threads,
-    )
-    answer, payload = await session.connection.exchange(
-        asked, p.Inferred, tensor.tobytes(), timeout=WORKER_START_DEADLINE + WORKER_CALL_DEADLINE
-    )
-    if tuple(answer.outputs) != manifest.outputs:
-        raise BundleError(f"{session.device.name} gave other outputs than the manifest of {bundle[:12]} says")
-    arrays: list[Array] = []
-    offset = 0
-    for spec in manifest.outputs:
-        dtype = _dtype(spec)
-        count = math.prod(spec.shape)
-        if offset + count * dtype.itemsize > len(payload):
-            raise BundleError(f"{session.device.name} sent less than its outputs")
-        arrays.append(np.frombuffer(payload, dtype, count, offset).reshape(spec.shape))
-        offset += count * dtype.itemsize
-    return arrays, answer.seconds
-
-
-def _dtype(spec: TensorSpec) -> np.dtype[Any]:
-    try:
-        return np.dtype(spec.dtype)
-    except TypeError:
-        raise FleetError(
-            f"'{spec.name}' has the type {spec.dtype}, which pictures cannot have", code="bad-dtype"
-        ) from None
-
-
-def _read(
-    answer: Answer,
-    manifest: Manifest,
-    outputs: Sequence[Array],
-    image: Image.Image,
-    options: RunOptions,
-    output: _Output,
-) -> None:
-    from controller import pictures
-
-    model = manifest.model
-    # What does not say otherwise is a classifier.
-    found = pictures.interpret(
-        outputs,
-        model.postprocess or Postprocess("classify"),
-        model.labels,
-        image.size,
-        top=options.top,
-        threshold=options.threshold,
-    )
-    boxes = [item for item in found if isinstance(item, Box)]
-    if model.postprocess is not None and model.postprocess.kind == "ssd":
-        answer.boxes = boxes
-    else:
-        answer.top = [item for item in found if not isinstance(item, Box)]
-    if options.output:
-        if answer.boxes is None:
-            raise FleetError(f"'{model.name}' gives labels, there are no boxes to draw", code="usage")
-        path = output.path(answer)
-        pictures.save(pictures.draw(image, boxes), path)
-        answer.output = str(path)
-
-
-class _Output:
-    """Where the pictures with boxes go: one file, or a folder when there are several."""
-
-    def __init__(self, given: str, *, many: bool, devices: bool) -> None:
-        self._given, self._devices = Path(given), devices
-        self._folder = many or self._given.is_dir()
-        self._taken: set[Path] = set()
-
-    def path(self, answer: Answer) -> Path:
-        if not self._folder:
-            return self._given
-        stem = Path(answer.image).stem + (f".{answer.device}" if self._devices else "")
-        path = self._given / f"{stem}.png"
-        number = 2
-        while path in self._taken:
-            path, number = self._given / f"{stem}-{number}.png", number + 1
-        self._taken.add(path)
-        return path
+            path = self.drawings.path(number, answer.device)
+            save(draw(image, kept, model.labels), path)
+            answer.output = shown(path)

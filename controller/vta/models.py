@@ -181,12 +181,13 @@ def _inputs(bundle: Bundle, image: Path | None) -> tuple[list[Array], str]:
     manifest = bundle.manifest
     if image is None:
         return _tensors(bundle, manifest.golden.inputs[0]), "golden input 0 of the build"
-    from controller import pictures
+    from targets.pictures.prepare import prepare
+    from targets.pictures.read import load
 
     preprocess = manifest.model.preprocess
     if preprocess is None or len(manifest.inputs) != 1:
         raise FleetError(f"'{manifest.model.name}' does not take a picture", code="no-picture-model")
-    one = pictures.prepare(pictures.load(image), preprocess)
+    one = prepare(load(image), preprocess)
     spec = manifest.inputs[0]
     array = np.repeat(one, spec.shape[0], axis=0).astype(spec.dtype)
     if array.shape != spec.shape:
@@ -223,14 +224,12 @@ def _as_golden(bundle: Bundle, outputs: Sequence[Array]) -> bool:
 
 def _top(manifest: Manifest, outputs: Sequence[Array]) -> list[Any]:
     """The best classes of the first picture; nothing for what is no classifier."""
-    from controller import pictures
+    from targets.pictures.answers import top_labels
 
     model = manifest.model
     if model.postprocess is None or model.postprocess.kind != "classify":
         return []
-    height, width = model.preprocess.size if model.preprocess else (0, 0)
-    first = [array[:1] for array in outputs]
-    return pictures.interpret(first, model.postprocess, model.labels, (width, height), top=TOP)
+    return top_labels([array[:1] for array in outputs], model.postprocess, model.labels, TOP)
 
 
 def _comparable(manifest: Manifest) -> bool:

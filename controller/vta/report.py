@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from controller.reports import TopLabel
+from targets.pictures.found import TopLabel
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -218,9 +218,9 @@ def coco_annotations(drawn: Sequence[Scene], names: Sequence[str]) -> dict[str, 
 def _save(pixels: Picture, path: Path) -> None:
     from PIL import Image
 
-    from controller import pictures
+    from targets.pictures.draw import save
 
-    pictures.save(Image.fromarray(pixels), path)
+    save(Image.fromarray(pixels), path)
 
 
 def _dataset(kind: str, seed: int, count: int, folder: Path) -> None:

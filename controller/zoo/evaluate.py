@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from controller import pictures
-from controller.reports import Box
 from controller.zoo import draw
 from controller.zoo.shapes import CLASSES
 from targets.base import Postprocess, Preprocess
+from targets.pictures.answers import detect
+from targets.pictures.place import place
+from targets.pictures.prepare import prepare
 
 if TYPE_CHECKING:
     from targets.base import Array
@@ -43,7 +44,7 @@ def top1(path: Path, preprocess: Preprocess, postprocess: Postprocess, seed: int
     right = 0
     for index in range(count):
         pixels, label = draw.picture(seed, index)
-        (logits, *_) = run(pictures.prepare(Image.fromarray(pixels), preprocess))
+        (logits, *_) = run(prepare(Image.fromarray(pixels), preprocess))
         right += int(np.argmax(logits)) == label
     return right / count
 
@@ -55,16 +56,15 @@ def detections(
     from PIL import Image
 
     image = Image.fromarray(scene.picture)
-    outputs = run(pictures.prepare(image, preprocess))
-    found = pictures.interpret(outputs, postprocess, CLASSES, image.size, threshold=0.01)
+    outputs = run(prepare(image, preprocess))
+    where = place(image.size, preprocess)
+    found = detect(outputs, (), postprocess, where, classes=len(CLASSES), threshold=0.01)
     results = []
-    for box in found:
-        assert isinstance(box, Box)
-        x0, y0, x1, y1 = box.xyxy
-        label = CLASSES.index(box.label)
-        results.append(
-            {"image_id": image_id, "category_id": label + 1, "bbox": [x0, y0, x1 - x0, y1 - y0], "score": box.score}
-        )
+    for (x0, y0, x1, y1), label, score in zip(
+        found.boxes.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True
+    ):
+        box = [x0, y0, x1 - x0, y1 - y0]
+        results.append({"image_id": image_id, "category_id": label + 1, "bbox": box, "score": score})
     return results
 
 

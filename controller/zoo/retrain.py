@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from controller import pictures
 from controller.zoo import card, draw, evaluate
 from targets.files import write_atomic
+from targets.pictures.answers import softmax
+from targets.pictures.prepare import prepare
 
 if TYPE_CHECKING:
     import onnx
@@ -42,11 +43,11 @@ def retrain(network: Path, output: Path, *, seed: int, count: int = 600) -> None
     preprocess = card.read(card.FOLDER / "shapes-classifier.json").preprocess
     run = evaluate.onnx_session(_features(model, last.input[0]))
     drawn = [draw.picture(seed, index) for index in range(count)]
-    inputs = [run(pictures.prepare(Image.fromarray(pixels), preprocess))[0] for pixels, _ in drawn]
+    inputs = [run(prepare(Image.fromarray(pixels), preprocess))[0] for pixels, _ in drawn]
     features = np.concatenate(inputs).astype(np.float64)
     wanted = np.eye(len(bias))[[label for _, label in drawn]]
     for _ in range(_STEPS):
-        slope = (pictures.softmax(features @ weight.T + bias) - wanted) / count
+        slope = (softmax(features @ weight.T + bias) - wanted) / count
         weight -= _RATE * (slope.T @ features + _DECAY * weight)
         bias -= _RATE * slope.sum(axis=0)
 

@@ -72,7 +72,7 @@ def of_picture(outputs: Sequence[Array], row: int) -> list[Array]:
     return [array[row : row + 1] for array in outputs]
 
 
-def probabilities(outputs: Sequence[Array], postprocess: Postprocess | None) -> npt.NDArray[np.float64]:
+def probabilities(outputs: Sequence[Array], postprocess: Postprocess | None) -> Floats:
     """Of each class (classes,), of one picture's outputs. What does not say otherwise is a classifier with logits."""
     if not outputs or outputs[0].size == 0 or outputs[0].size != outputs[0].shape[-1]:
         raise _wrong(outputs, "(1, classes)")
@@ -80,8 +80,13 @@ def probabilities(outputs: Sequence[Array], postprocess: Postprocess | None) -> 
     scores = outputs[0].reshape(-1).astype(np.float64)
     if postprocess is not None and postprocess.softmaxed:
         return scores
-    raised = np.exp(scores - scores.max())
-    shares: npt.NDArray[np.float64] = raised / raised.sum()
+    return softmax(scores)
+
+
+def softmax(logits: Floats) -> Floats:
+    """Probabilities along the last axis."""
+    raised = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    shares: Floats = raised / raised.sum(axis=-1, keepdims=True)
     return shares
 
 
@@ -94,15 +99,15 @@ def detect(
     classes: int = 0,
     threshold: float | None = None,
 ) -> Detections:
-    """Read one picture's outputs (each with a batch of one) of a detector; ``specs`` name them.
+    """Read one picture's outputs (each with a batch of one) of a detector; ``specs`` name those of ``detections``.
 
     ``classes``: how many the model has, 0 if nobody knows. ``threshold``: lowest score; None takes the model's own. A
     model of kind ``detections`` has applied its own before, so that a lower one changes nothing.
     """
-    named = {spec.name: array for spec, array in zip(specs, outputs, strict=True)}
     if postprocess.kind == "ssd":
         found = _ssd(outputs, postprocess, place, threshold)
     else:
+        named = {spec.name: array for spec, array in zip(specs, outputs, strict=True)}
         found = _detections(named, place, relative=postprocess.coordinates == "relative")
     if len(found) and (found.labels.min() < 0 or (classes and found.labels.max() >= classes)):
         wrong = found.labels.min() if found.labels.min() < 0 else found.labels.max()

@@ -3,6 +3,7 @@ before decoding."""
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 import zlib
@@ -25,7 +26,13 @@ MAX_FILE = 256 << 20
 
 
 def bad_picture(path: Path | str, what: str, hint: str = "") -> FleetError:
-    return FleetError(f"{path}: {what}", code="bad-picture", hint=hint)
+    """An error about a file."""
+    return FleetError(f"{shown(path)}: {what}", code="bad-picture", hint=hint)
+
+
+def shown(path: Path | str) -> str:
+    """A path as text that every terminal and every JSON document can hold: names of files are bytes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def load(path: Path | str) -> Image.Image:
@@ -34,14 +41,16 @@ def load(path: Path | str) -> Image.Image:
     Raises :class:`FleetError` with code ``bad-picture`` that says what is wrong with it.
     """
     path = Path(path)
-    if path.is_dir():
-        raise bad_picture(path, "this is a folder, not a picture")
     try:
+        if path.is_dir():
+            raise bad_picture(path, "this is a folder, not a picture")
         size = path.stat().st_size
     except FileNotFoundError:
         raise bad_picture(path, "there is no such file") from None
     except OSError as error:
         raise bad_picture(path, f"cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise bad_picture(path, "files cannot have this name") from None
     if not size:
         raise bad_picture(path, "the file is empty")
     if size > MAX_FILE:
@@ -55,7 +64,7 @@ def load(path: Path | str) -> Image.Image:
                 if width * height > MAX_PIXELS:
                     raise Image.DecompressionBombError
                 image.load()
-                return _to_rgb(ImageOps.exif_transpose(image), path)
+                return to_rgb(ImageOps.exif_transpose(image), path)
     except UnidentifiedImageError:
         raise bad_picture(path, "not a picture in a format that is read", f"formats: {', '.join(FORMATS)}") from None
     except Image.DecompressionBombError:
@@ -81,7 +90,8 @@ def load(path: Path | str) -> Image.Image:
         raise bad_picture(path, f"the picture is damaged: {error}") from None
 
 
-def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
+def to_rgb(image: Image.Image, path: Path) -> Image.Image:
+    """A picture of any mode as 8-bit RGB. Raises as :func:`load`, about ``path``."""
     if image.mode == "F":
         raise bad_picture(
             path, "pictures of floating-point values have no agreed brightness", "save it with 8 or 16 bits"
@@ -91,6 +101,9 @@ def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
         if values.min() < 0 or values.max() > 65535:
             raise bad_picture(path, "grey values beyond 16 bits have no agreed brightness", "save it with 8 or 16 bits")
         image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if image.mode == "La":
+        # Premultiplied grey, which converts to nothing but this.
+        image = image.convert("LA")
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
@@ -130,9 +143,9 @@ def folder(path: Path) -> list[Path]:
         raise bad_picture(path, f"cannot be read: {error.strerror}") from None
     if not inside:
         raise bad_picture(path, "there are no pictures in this folder", f"suffixes: {', '.join(sorted(SUFFIXES))}")
-    return sorted(inside, key=lambda entry: (_natural(entry.name), entry.name))
+    return sorted(inside, key=lambda entry: (natural(entry.name), entry.name))
 
 
-def _natural(name: str) -> list[str | int]:
-    # Words and numbers take turns, so that like is compared with like.
+def natural(name: str) -> list[str | int]:
+    """By which names are sorted as people count: words and numbers take turns, so that like is compared with like."""
     return [int(part) if odd % 2 else part.casefold() for odd, part in enumerate(re.split(r"([0-9]+)", name))]

@@ -10,11 +10,11 @@ import numpy as np
 from PIL import Image
 from run_bundle import Loaded
 
-from controller import pictures
 from controller.zoo import draw
 from targets.base import device_half
 from targets.blobs import BlobDir
 from targets.bundle import parse_manifest
+from targets.pictures.prepare import prepare
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
     scores = []
     for start in range(0, int(count), batch):
         drawn = [Image.fromarray(draw.picture(int(seed), start + index)[0]) for index in range(batch)]
-        given = np.concatenate([pictures.prepare(one, manifest.model.preprocess) for one in drawn])
+        given = np.concatenate([prepare(one, manifest.model.preprocess) for one in drawn])
         scores.append(runner.infer([given])[0])
     runner.close()
     np.save(out, np.concatenate(scores)[: int(count)])

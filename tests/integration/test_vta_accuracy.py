@@ -12,11 +12,12 @@ import pytest
 from build_fixtures import home_with_tools
 from PIL import Image
 
-from controller import pictures, zoo
+from controller import zoo
 from controller.build import BuildRequest, build
 from controller.home import Home
 from controller.zoo import card, draw, evaluate
 from targets.base import Option
+from targets.pictures.prepare import prepare
 
 #: Neither what the network was trained on, nor what its card was measured with, nor what it is calibrated on.
 UNSEEN = 2003
@@ -37,7 +38,7 @@ def expected(home: Home) -> npt.NDArray[np.float32]:
     found = card.read(card.FOLDER / "shapes-classifier.json")
     run = evaluate.onnx_session(card.FOLDER / found.file)
     drawn = (draw.picture(UNSEEN, index)[0] for index in range(COUNT))
-    return np.concatenate([run(pictures.prepare(Image.fromarray(pixels), found.preprocess))[0] for pixels in drawn])
+    return np.concatenate([run(prepare(Image.fromarray(pixels), found.preprocess))[0] for pixels in drawn])
 
 
 @pytest.mark.parametrize(

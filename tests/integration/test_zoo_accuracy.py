@@ -9,10 +9,11 @@ import numpy as np
 import onnx
 import pytest
 
-from controller import pictures, zoo
+from controller import zoo
 from controller.home import Home
 from controller.zoo import card, draw, evaluate, retrain
 from targets.base import Preprocess, SourceModel
+from targets.pictures.prepare import prepare
 
 #: Neither the training's seed nor the one that the cards' figures were measured with.
 UNSEEN = 1009
@@ -76,7 +77,7 @@ def test_tvm_computes_what_onnx_runtime_does(name: str, batch: int, tmp_path: Pa
 def _input(pixels: draw.Picture, preprocess: Preprocess) -> np.ndarray:
     from PIL import Image
 
-    return pictures.prepare(Image.fromarray(pixels), preprocess)
+    return prepare(Image.fromarray(pixels), preprocess)
 
 
 def test_retraining_changes_the_last_layer_alone_and_keeps_the_accuracy(tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ import torchvision
 from torch import nn
 from torch.nn import functional
 
-from controller import pictures, zoo
+from controller import zoo
 from controller.home import Home
 from controller.zoo import gluon, leaves, preactivation, resnet, weights
 from targets import pt2_model
+from targets.pictures.prepare import prepare
 
 #: Parameters by the table in Gluon's model zoo, which counts running statistics too, and 1 and 0 for the scale and
 #: shift that v2's first batch norm does not have; then convolutions, and the shape that the last stage gives.
@@ -48,7 +49,7 @@ def test_structure_is_the_published_one(name: str) -> None:
     network.avgpool.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0].shape))
     picture = zoo.samples(name, 1, 3)[0]
     with torch.no_grad():
-        logits = network(torch.from_numpy(pictures.prepare(picture, resnet.PREPROCESS)))
+        logits = network(torch.from_numpy(prepare(picture, resnet.PREPROCESS)))
     assert seen == [(1, channels, 7, 7)] and logits.shape == (1, 1000)
     # Random weights are drawn so that values neither vanish nor grow with the depth.
     assert 0.3 < logits.std() < 10

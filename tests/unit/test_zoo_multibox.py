@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller import pictures
 from controller.zoo import draw, multibox
 from controller.zoo.anchors import default_boxes
 from controller.zoo.networks import ShapesClassifier, ShapesSsd, fold_norms
+from targets.base import Postprocess
+from targets.detection import ssd
 
 ANCHORS = torch.from_numpy(default_boxes()).float()
 
@@ -23,8 +26,10 @@ box = st.tuples(st.floats(0, 0.7), st.floats(0, 0.7), st.floats(0.05, 0.3), st.f
 def test_what_is_encoded_for_training_is_decoded_on_the_controller(boxes: list[tuple[float, ...]]) -> None:
     wanted = np.resize(np.array(boxes), (len(ANCHORS), 4))
     encoded = multibox.encode(torch.from_numpy(wanted), ANCHORS.double())
-    decoded = pictures.decode(encoded.numpy(), default_boxes(), multibox.VARIANCES)
-    np.testing.assert_allclose(decoded, wanted, atol=1e-6)
+    anchors: Any = tuple(map(tuple, default_boxes().tolist()))
+    post = Postprocess("ssd", anchors=anchors, variances=multibox.VARIANCES)
+    decoded = ssd.decode(encoded.numpy()[None].astype(np.float32), post, (1, 1))
+    np.testing.assert_allclose(decoded[0], wanted, atol=1e-6)
 
 
 def _truth(boxes: list[tuple[float, ...]], labels: list[int]) -> multibox.Truth:
