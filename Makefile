@@ -2,14 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST_WORKERS ?= 2
+# What MXNet, whose networks the zoo's are checked against, can be installed for.
+PYTHON311 ?= python3.11
 
-.PHONY: help setup demo test lint format bench lock clean
+.PHONY: help setup demo test lint format bench originals lock clean
 
 help:
 	@echo "make demo    simulated boards: deploy, bench, run a picture (light install)"
 	@echo "make test    every test that needs no hardware (full install)"
 	@echo "make lint    ruff and mypy        make format  rewrite the layout"
 	@echo "make bench   the performance tables of README"
+	@echo "make originals  MXNet and GluonCV in an environment of their own: tests compare the zoo with them"
 	@echo "make lock    resolve requirements/*.lock again"
 
 setup:
@@ -33,6 +36,9 @@ format: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks
+
+originals:
+	@scripts/originals.sh $(PYTHON311)
 
 lock: setup
 	scripts/lock.sh

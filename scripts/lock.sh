@@ -11,3 +11,6 @@ lock() {
 lock dev --extra controller --extra tvm --extra torch --extra stats --extra postgresql --extra dask --extra vta --extra dev
 # The demo's set is a subset of the full one, at the same versions: one environment serves both.
 lock demo --constraint requirements/dev.lock --extra controller --extra tvm
+# For the one Python and the one machine that MXNet's last release is for.
+.venv/bin/uv pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes \
+    --custom-compile-command "make lock" --output-file requirements/originals.lock requirements/originals.in

@@ -38,6 +38,13 @@ _MODULES = {
     "ssd300_resnet34": "controller.zoo.ssd300",
     "ssd300_resnet50": "controller.zoo.ssd300",
     "ssd300_vgg16": "controller.zoo.ssd300",
+    "ssd_300_vgg16_atrous_voc": "controller.zoo.gluon_ssd",
+    "ssd_512_mobilenet1.0_coco": "controller.zoo.gluon_ssd",
+    "ssd_512_mobilenet1.0_voc": "controller.zoo.gluon_ssd",
+    "ssd_512_resnet101_v2_voc": "controller.zoo.gluon_ssd",
+    "ssd_512_resnet50_v1_coco": "controller.zoo.gluon_ssd",
+    "ssd_512_resnet50_v1_voc": "controller.zoo.gluon_ssd",
+    "ssd_512_vgg16_atrous_coco": "controller.zoo.gluon_ssd",
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from controller.zoo import export, initial, resnet, weights
+from controller.zoo import gluon, initial, resnet
 from targets.base import SourceModel
 
 if TYPE_CHECKING:
@@ -16,18 +16,16 @@ NETWORKS = {
     "mobilenet1.0": "MobileNet v1 of MXNet Gluon, width 1.0, names one of the 1,000 classes of ImageNet, 224×224",
     "mobilenet_v2": "MobileNet v2 of torchvision, width 1.0, names one of the 1,000 classes of ImageNet, 224×224",
 }
-WEIGHTS = "pretrained (mobilenet_v2 only) | FILE.pth | random:SEED"
+WEIGHTS = "pretrained | FILE.pth | random:SEED; mobilenet1.0 takes FILE.params too"
 #: Version of the definitions: files exported from another one are not used again.
 _DEFINITION = "1"
 
 
 def source(name: str, text: str, home: Home) -> SourceModel:
-    if name in resnet.PRETRAINED:
-        chosen, said = resnet.chosen_weights(name, text, "pretrained | FILE.pth | random:SEED", home)
-    else:
-        chosen = weights.parse(text, model=name, own=None, choices="FILE.pth | random:SEED")
-        export.require_torch()
-        said = chosen.said
+    if name == "mobilenet1.0":
+        # Torch's modules have Gluon's names.
+        return gluon.classifier(name, text, home, build, {}, _DEFINITION)
+    chosen, said = resnet.chosen_weights(name, text, "pretrained | FILE.pth | random:SEED", home)
     return resnet.classifier(name, chosen, said, home, build=build, definition=_DEFINITION)
 
 

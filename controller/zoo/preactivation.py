@@ -46,10 +46,14 @@ class Bottleneck(nn.Module):  # type: ignore[misc]
         self.downsample = _projection(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.tapped(x)[0]
+
+    def tapped(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What it gives, and what its 3×3 convolution takes."""
         active = torch.relu(self.bn1(x))
         shortcut = x if self.downsample is None else self.downsample(active)
-        x = self.conv2(torch.relu(self.bn2(self.conv1(active))))
-        return self.conv3(torch.relu(self.bn3(x))) + shortcut
+        middle = torch.relu(self.bn2(self.conv1(active)))
+        return self.conv3(torch.relu(self.bn3(self.conv2(middle)))) + shortcut, middle
 
 
 class ResNetV2(nn.Module):  # type: ignore[misc]

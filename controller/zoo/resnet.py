@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from controller.zoo import export, initial, weights
@@ -74,8 +75,12 @@ def classifier(
     *,
     build: Callable[[str], Any],
     definition: str,
+    load: Callable[[Path], Mapping[str, Any]] = weights.load_state,
 ) -> SourceModel:
-    """An ImageNet classifier that takes pictures prepared as for these ResNets; ``build`` makes its torch module."""
+    """An ImageNet classifier that takes pictures prepared as for these ResNets; ``build`` makes its torch module.
+
+    ``load`` reads a file's tensors by the names that they have in the module.
+    """
     import torchvision
 
     return export.pt2_source(
@@ -88,6 +93,7 @@ def classifier(
         postprocess=Postprocess(kind="classify"),
         labels=labels(),
         home=home,
+        load=load,
     )
 
 

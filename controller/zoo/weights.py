@@ -156,14 +156,21 @@ def download(url: str, digest: str, size: int, home: Home) -> Path:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """The tensors of a PyTorch weights file by name; nothing in the file is run.
+    """The tensors of a PyTorch or MXNet weights file by name; nothing in the file is run.
 
     Raises :class:`WeightsError` for a file that is none, is damaged, or holds anything but tensors and plain values.
     """
     import torch
 
+    from controller.zoo import mxnet_params
+
     if path.stat().st_size > MAX_FILE:
         raise WeightsError(f"{path} is larger than the {MAX_FILE >> 30} GiB that are read")
+    if mxnet_params.is_params(path):
+        try:
+            return {name: torch.from_numpy(array) for name, array in mxnet_params.read(path).items()}
+        except mxnet_params.ParamsError as error:
+            raise WeightsError(f"{path} is no MXNet weights file, or it is damaged: {error}") from None
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

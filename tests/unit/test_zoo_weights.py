@@ -46,6 +46,10 @@ def test_every_network_is_described_with_its_weights() -> None:
     gluon = [f"resnet{name}" for name in ("101_v2", "18_v1", "18_v2", "34_v1", "34_v2", "50_v2")]
     torchvisions = [*(f"resnet{depth}" for depth in (18, 34, 50, 101)), "mobilenet_v2"]
     detectors = [f"ssd300_{backbone}" for backbone in ("resnet34", "resnet50", "vgg16")]
+    detectors += [
+        f"ssd_512_{backbone}_{data}" for backbone in ("resnet50_v1", "mobilenet1.0") for data in ("voc", "coco")
+    ]
+    detectors += ["ssd_512_resnet101_v2_voc", "ssd_300_vgg16_atrous_voc", "ssd_512_vgg16_atrous_coco"]
     own = ["shapes-classifier", "shapes-ssd"]
     assert zoo.names() == sorted([*torchvisions, "mobilenet1.0", *gluon, *detectors, *own])
     assert "random:SEED" in zoo.describe("resnet18")
