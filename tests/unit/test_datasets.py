@@ -150,7 +150,7 @@ def test_no_json_and_half_of_it(tmp_path: Path) -> None:
     assert "not a whole JSON file" in refused(coco(tmp_path, '{"x": ' + "[" * 200_000))
     assert "not COCO annotations" in refused(coco(tmp_path, "[]"))
     huge = json.dumps(DOCUMENT).replace("[1, 2, 10, 20]", "[1, 2, 1e999, 20]")
-    assert "wrong boxes" in refused(coco(tmp_path, huge))
+    assert "Number out of range" in refused(coco(tmp_path, huge))
 
 
 def test_several_files_of_annotations(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_compressed_run_lengths_are_read_as_pycocotools_does(width: int, height:
     runs = _expanded(written)
     assert runs is not None
     down = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
-    assert (down.reshape(width, height).T == pixels).all()
+    assert (pixels == down.reshape(width, height).T).all()
 
 
 @given(st.text(max_size=40))
