@@ -62,6 +62,8 @@ class CPURunner:
         self._inputs = manifest.inputs
         self._outputs = manifest.outputs
         self._cpu = tvm.cpu(0)
+        #: Where the virtual machine runs.
+        self._place = self._device()
         self._empty = tvm.runtime.empty
         try:
             self._library = load_library(bundle.path(manifest.entry))
@@ -70,7 +72,7 @@ class CPURunner:
             raise BundleError(f"the library cannot be loaded: {str(error).strip().splitlines()[0]}") from error
         files = {file.path: file for file in manifest.files}
         self._weights = [self._read(bundle.path(name), files[name].tensor) for name in manifest.parameters]
-        self._buffers = [self._empty(spec.shape, spec.dtype, self._cpu) for spec in self._inputs]
+        self._buffers = [self._empty(spec.shape, spec.dtype, self._place) for spec in self._inputs]
         # Inputs are written into these buffers in place: binding the arguments once keeps it out of every query.
         self._vm.set_input("main", *self._buffers, *self._weights)
         self._evaluator: dict[int, Any] = {}
@@ -93,7 +95,7 @@ class CPURunner:
         import numpy as np
 
         # `repeat` gives one time per query. TVM runs one query more, before the first, and drops it.
-        evaluator = self._vm.time_evaluator("invoke_stateful", self._cpu, number=1, repeat=queries)
+        evaluator = self._vm.time_evaluator("invoke_stateful", self._place, number=1, repeat=queries)
         return np.asarray(evaluator("main").results, dtype=np.float64)
 
     def profile(self, queries: int) -> OperatorProfile:
@@ -142,7 +144,12 @@ class CPURunner:
     def _machine(self) -> Any:
         from tvm.runtime.vm import VirtualMachine
 
-        return VirtualMachine(self._library, self._cpu)
+        return VirtualMachine(self._library, self._place)
+
+    def _device(self) -> Any:
+        import tvm
+
+        return tvm.cpu(0)
 
     def _timed(self, name: str, *shapes: tuple[int, int]) -> Callable[[], float]:
         """What times one call of a function of the library with numbers of these shapes, in seconds."""

@@ -1,0 +1,1 @@
+"""Kernels for a GPU, written as TIR that binds its own threads."""
