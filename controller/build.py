@@ -172,7 +172,7 @@ def _key(
     model = request.model
     # A target in a package of its own is all of that package; ours build on one another.
     package = type(host).__module__.partition(".")[0]
-    code = [*dict.fromkeys((package, "targets")), golden.__name__, calibration.__name__]
+    code = [*dict.fromkeys((package, "targets")), golden.__name__, *golden.SOURCES, calibration.__name__]
     if samples is not None and samples.kind == "zoo":
         code.append("controller.zoo")
     return {

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from targets.base import FleetError, SourceModel, TensorSpec
+from targets.base import FleetError, Preprocess, SourceModel, TensorSpec
 from targets.files import hash_file
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
+    from PIL import Image
 
     from targets.base import Array
 
@@ -26,7 +25,6 @@ MOST = 256
 MAX_BYTES = 2 << 30
 #: Sample inputs are numbered from here: the golden inputs have the first numbers, and must not be calibrated on.
 FIRST = 1000
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
 
 
 class Calibration(msgspec.Struct, frozen=True):
@@ -67,14 +65,14 @@ def inputs(chosen: Calibration, model: SourceModel, specs: Sequence[TensorSpec])
         from controller.golden import sample
 
         for index in range(COUNT):
-            yield [sample(spec, FIRST + index, model.preprocess) for spec in specs]
+            yield [sample(spec, FIRST + index, model.preprocess, model.postprocess) for spec in specs]
         return
     if chosen.kind == "arrays":
         stacks = _arrays(Path(chosen.source), specs)
     elif chosen.kind == "pictures":
-        stacks = [_prepared(Path(chosen.source), model)]
+        stacks = _prepared(Path(chosen.source), model, specs)
     else:
-        stacks = [_zoo(chosen.source, model)]
+        stacks = _zoo(chosen.source, model, specs)
     _check(stacks, specs)
     batch = specs[0].shape[0]
     for start in range(0, len(stacks[0]), batch):
@@ -114,34 +112,46 @@ def _default(model: SourceModel) -> Calibration:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
-    if not files:
-        raise _bad(f"there are no pictures in {folder}")
-    return files[:MOST]
+    from targets.pictures import read
+
+    try:
+        return read.folder(folder)[:MOST]
+    except FleetError as error:
+        raise _bad(error.message, error.hint) from None
 
 
-def _prepared(folder: Path, model: SourceModel) -> npt.NDArray[np.float32]:
-    import numpy as np
-
-    from targets.pictures.prepare import prepare
+def _prepared(folder: Path, model: SourceModel, specs: Sequence[TensorSpec]) -> list[Array]:
     from targets.pictures.read import load
 
     if model.preprocess is None:
         raise _bad(
             f"{model.name} does not say how it takes pictures", "give an .npz file, or a preprocess in the inventory"
         )
-    return np.concatenate([prepare(load(file), model.preprocess) for file in _pictures(folder)])
+    return _stacks(map(load, _pictures(folder)), model.preprocess, specs)
 
 
-def _zoo(name: str, model: SourceModel) -> npt.NDArray[np.float32]:
-    import numpy as np
-
+def _zoo(name: str, model: SourceModel, specs: Sequence[TensorSpec]) -> list[Array]:
     from controller import zoo
-    from targets.pictures.prepare import prepare
 
     assert model.preprocess is not None
-    samples = zoo.samples(name, COUNT, FIRST)
-    return np.concatenate([prepare(picture, model.preprocess) for picture in samples])
+    return _stacks(zoo.samples(name, COUNT, FIRST), model.preprocess, specs)
+
+
+def _stacks(images: Iterable[Image.Image], preprocess: Preprocess, specs: Sequence[TensorSpec]) -> list[Array]:
+    """The pictures prepared, and their sizes where a model takes these."""
+    import numpy as np
+
+    from targets.pictures.place import place
+    from targets.pictures.prepare import SIZES, prepare, sizes
+
+    prepared, inside = [], []
+    for image in images:
+        prepared.append(prepare(image, preprocess))
+        inside.append(sizes(place(image.size, preprocess)))
+    stacks: list[Array] = [np.concatenate(prepared)]
+    if len(specs) > 1 and specs[1].name == SIZES:
+        stacks.append(np.array(inside, specs[1].dtype))
+    return stacks
 
 
 def _arrays(path: Path, specs: Sequence[TensorSpec]) -> list[Array]:

@@ -7,11 +7,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from targets.base import BuiltFile, ModelError, Preprocess, SourceModel, TensorSpec
+from targets.base import BuiltFile, ModelError, Postprocess, Preprocess, SourceModel, TensorSpec
 
 #: Raise it when inputs are made in another way: it is part of the build cache's key.
 RECIPE = 1
 SETS = 2
+#: Modules whose code also shapes inputs.
+SOURCES = ("controller.zoo.draw", "controller.zoo.shapes")
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,7 +74,7 @@ def make(
         names[kind].append(tuple(kept))
 
     for index in range(SETS):
-        given = [sample(spec, index, model.preprocess) for spec in inputs]
+        given = [sample(spec, index, model.preprocess, model.postprocess) for spec in inputs]
         try:
             results = run(given)
         except ModelError:
@@ -86,10 +88,13 @@ def make(
     return GoldenData(tuple(files), tuple(names["input"]), tuple(names["output"]), words)
 
 
-def sample(spec: TensorSpec, index: int, preprocess: Preprocess | None) -> Array:
+def sample(
+    spec: TensorSpec, index: int, preprocess: Preprocess | None, postprocess: Postprocess | None = None
+) -> Array:
     """Input number ``index``, the same on every machine: pictures if the model takes pictures, else noise.
 
-    Integers are 0 or 1 (they may index a table of unknown length), bytes take their whole range.
+    A detector's pictures show something to find. What ``sizes`` says fits them. Integers are 0 or 1 (they may index a
+    table of unknown length), bytes take their whole range.
     """
     import numpy as np
 
@@ -99,10 +104,46 @@ def sample(spec: TensorSpec, index: int, preprocess: Preprocess | None) -> Array
         return noise.integers(0, 256, spec.shape, dtype=np.uint8)
     if np.issubdtype(dtype, np.integer) or spec.dtype == "bool":
         return noise.integers(0, 2, spec.shape).astype(dtype)
+    if preprocess is not None and spec.name == "sizes" and spec.shape[1:] == (2,):
+        return np.array([_size(preprocess, index + row) for row in range(spec.shape[0])], dtype)
     if preprocess is None or len(spec.shape) != 4:
         values = noise.standard_normal(spec.shape) if index == 0 else noise.random(spec.shape)
         return values.astype(dtype)
+    if postprocess is not None and postprocess.kind != "classify":
+        from targets.pictures.prepare import shape
+
+        if spec.shape[1:] == shape(preprocess):
+            return _scenes(spec.shape, preprocess, index).astype(dtype)
     return _picture(noise, spec.shape, preprocess, smooth=index > 0).astype(dtype)
+
+
+def _size(preprocess: Preprocess, number: int) -> tuple[int, int]:
+    """Height and width of a picture in its input: some fill it, and others leave a part of it."""
+    height, width = preprocess.size
+    if preprocess.resize != "fit":
+        return height, width
+    return ((height, width), (max(1, height * 3 // 4), width), (height, max(1, width * 2 // 3)))[number % 3]
+
+
+def _scenes(shape: tuple[int, ...], preprocess: Preprocess, index: int) -> Array:
+    """Drawn scenes as a detector is given them: several shapes with edges, sizes as `_size` says."""
+    import numpy as np
+
+    from controller.zoo import draw
+
+    channels_last = preprocess.layout == "NHWC"
+    batch, *canvas, channels = shape if channels_last else (shape[0], *shape[2:], shape[1])
+    pictures = np.zeros((batch, *canvas, channels))
+    for row in range(batch):
+        height, width = _size(preprocess, index + row)
+        scene = draw.scene(RECIPE, index + row, size=max(height, width)).picture[:height, :width] / 255
+        if channels == 1:
+            scene = scene.mean(-1, keepdims=True)
+        elif preprocess.colour == "BGR":
+            scene = scene[..., ::-1]
+        inside = (scene - np.array(preprocess.mean)) / np.array(preprocess.std)
+        pictures[row, : canvas[0], : canvas[1]][:height, :width] = inside
+    return pictures if channels_last else pictures.transpose(0, 3, 1, 2)
 
 
 def _picture(noise: np.random.Generator, shape: tuple[int, ...], preprocess: Preprocess, smooth: bool) -> Array:

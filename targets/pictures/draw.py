@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +14,7 @@ from targets.pictures.answers import Detections, name
 from targets.pictures.masks import Patch
 from targets.pictures.read import bad_picture
 
-#: Colours that differ in hue and brightness, so that neighbours are told apart.
+#: Colours that differ in hue and brightness, so that classes are told apart.
 _PALETTE = (
     "#e6194b",
     "#3cb44b",
@@ -26,6 +25,16 @@ _PALETTE = (
     "#42d4f4",
     "#f032e6",
     "#bfef45",
+    "#fabed4",
+    "#469990",
+    "#dcbeff",
+    "#9a6324",
+    "#fffac8",
+    "#800000",
+    "#aaffc3",
+    "#808000",
+    "#ffd8b1",
+    "#000075",
     "#ffffff",
 )
 #: Of a mask's colour over the picture.
@@ -62,7 +71,7 @@ def draw(image: Image.Image, found: Detections, labels: Sequence[str]) -> Image.
     short = min(image.size)
     width = max(1, round(short / 250))
     words = [f"{name(labels, label)} {score:.0%}" for label, score in zip(found.labels, found.scores, strict=True)]
-    colours = [_PALETTE[zlib.crc32(name(labels, label).encode()) % len(_PALETTE)] for label in found.labels]
+    colours = [_PALETTE[label % len(_PALETTE)] for label in found.labels]
     image = image.convert("RGB")
     worst_first = range(len(found) - 1, -1, -1)
     if found.masks is not None:

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from controller import golden
-from targets.base import ModelError, Preprocess, SourceModel, TensorSpec
+from targets.base import ModelError, Postprocess, Preprocess, SourceModel, TensorSpec
 
 PICTURES = Preprocess(size=(24, 32), mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
 
@@ -93,3 +93,48 @@ def test_outputs_that_prove_nothing_are_refused(tmp_path: Path) -> None:
     source = SourceModel("log", "onnx", str(path), "0" * 64, "file:log.onnx", spec, spec)
     with pytest.raises(ModelError, match="not finite"):
         golden.make(source, spec, spec, tmp_path)
+
+
+DETECTIONS = Postprocess("detections")
+
+
+def test_detectors_are_given_scenes_and_the_sizes_that_these_have() -> None:
+    preprocess = Preprocess(size=(96, 90), resize="fit", canvas=(96, 96), mean=PICTURES.mean, std=PICTURES.std)
+    images, sizes = TensorSpec("images", (3, 3, 96, 96), "float32"), TensorSpec("sizes", (3, 2), "float32")
+    for index in (0, 1):
+        pictures, inside = (golden.sample(spec, index, preprocess, DETECTIONS) for spec in (images, sizes))
+        assert pictures.shape == images.shape and inside.dtype == np.float32
+        assert len({tuple(size) for size in inside.tolist()}) == 3, "of several sizes"
+        for picture, (height, width) in zip(pictures, inside.astype(int).tolist(), strict=True):
+            assert 0 < height <= 96 and 0 < width <= 90
+            assert not picture[:, height:].any() and not picture[:, :, width:].any()
+            seen = picture[:, :height, :width].transpose(1, 2, 0) * preprocess.std + preprocess.mean
+            assert seen.min() >= -1e-6 and seen.max() <= 1 + 1e-6
+            # Edges, and areas between them.
+            steps = np.abs(np.diff(seen, axis=1)).max(-1)
+            assert steps.max() > 0.2 and np.median(steps) < 0.1
+    stretched = [golden.sample(sizes, index, Preprocess(size=(30, 40)), DETECTIONS).tolist() for index in (0, 1)]
+    assert stretched == [[[30, 40]] * 3] * 2
+    grey = Preprocess(size=(32, 32), colour="L", mean=(0.5,), std=(0.5,), layout="NHWC")
+    assert golden.sample(TensorSpec("x", (1, 32, 32, 1), "float32"), 0, grey, DETECTIONS).std() > 0.05
+    # Rules that do not fit the input are found where somebody's picture is prepared.
+    assert golden.sample(images, 0, Preprocess(size=(8, 8)), DETECTIONS).shape == images.shape
+
+
+def test_scenes_hold_something_that_a_trained_detector_finds(tmp_path: Path) -> None:
+    from controller import zoo
+    from controller.home import Home
+    from targets.pictures.answers import detect
+    from targets.pictures.place import place
+
+    source = zoo.source("shapes-ssd", "", Home.find(tmp_path))
+    assert source.preprocess is not None and source.postprocess is not None
+    data = golden.make(source, source.inputs, source.outputs, tmp_path / "golden")
+    where = place((128, 128), source.preprocess)
+    for names in data.outputs:
+        outputs = [
+            np.fromfile(tmp_path / "golden" / name, spec.dtype).reshape(spec.shape)
+            for name, spec in zip(names, source.outputs, strict=True)
+        ]
+        found = detect(outputs, source.outputs, source.postprocess, where, threshold=0.5)
+        assert len(found) >= 1
