@@ -8,18 +8,18 @@ from typing import Annotated
 import typer
 
 from controller.cli import exits
-from controller.cli.session import Session, command
+from controller.cli.session import Session, command, default
 from targets.base import FleetError
 
 
 def register(app: typer.Typer) -> None:
-    dataset = typer.Typer(help="Data sets to measure accuracy on.", no_args_is_help=True)
+    dataset = typer.Typer(help="Data sets to measure accuracy on.")
     app.add_typer(dataset, name="dataset")
 
-    # The group has a callback so that its one command keeps its name.
-    @dataset.callback()
-    def group() -> None:
+    @default(dataset)
+    def plain(session: Session) -> int:
         """Data sets to measure accuracy on."""
+        raise FleetError("say what to draw", code="usage", hint="`fleet dataset shapes FOLDER`")
 
     @command(dataset, "shapes")
     def shapes(

@@ -5,13 +5,13 @@ writes files. On the command line::
 
     python -m controller.zoo.draw picture --shape star -o star.png
     python -m controller.zoo.draw scene --seed 7 -o scene.png
-    python -m controller.zoo.draw dataset --kind scene --count 200 -o folder
+
+`controller.datasets.shapes` makes data sets of them.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -223,20 +223,6 @@ def _save(pixels: Picture, path: Path) -> None:
     save(Image.fromarray(pixels), path)
 
 
-def _dataset(kind: str, seed: int, count: int, folder: Path) -> None:
-    """Pictures in one folder per class, or scenes with COCO annotations, which is what ``fleet eval`` reads."""
-    if kind == "picture":
-        for index in range(count):
-            pixels, label = picture(seed, index)
-            _save(pixels, folder / CLASSES[label] / f"{index:05d}.png")
-        return
-    drawn = list(scenes(seed, count))
-    names = [f"{index:05d}.png" for index in range(count)]
-    for one, name in zip(drawn, names, strict=True):
-        _save(one.picture, folder / name)
-    (folder / "annotations.json").write_text(json.dumps(coco_annotations(drawn, names)), encoding="utf-8")
-
-
 def _at_least(least: int) -> Callable[[str], int]:
     def number(text: str) -> int:
         value = int(text)
@@ -251,21 +237,13 @@ def _at_least(least: int) -> Callable[[str], int]:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m controller.zoo.draw", description="Draw pictures of shapes.")
     what = parser.add_subparsers(dest="what", required=True)
-    for name, text in (
-        ("picture", "one shape"),
-        ("scene", "several shapes"),
-        ("dataset", "a folder of pictures or scenes with their labels"),
-    ):
+    for name, text in (("picture", "one shape"), ("scene", "several shapes")):
         command = what.add_parser(name, help=text)
         command.add_argument("--seed", type=_at_least(0), default=0)
         command.add_argument("-o", "--output", type=Path, required=True)
-        if name == "dataset":
-            command.add_argument("--kind", choices=("picture", "scene"), default="picture")
-            command.add_argument("--count", type=_at_least(1), default=100)
-        else:
-            command.add_argument("--index", type=_at_least(0), default=0)
-            size = PICTURE_SIZE if name == "picture" else SCENE_SIZE
-            command.add_argument("--size", type=_at_least(32), default=size)
+        command.add_argument("--index", type=_at_least(0), default=0)
+        size = PICTURE_SIZE if name == "picture" else SCENE_SIZE
+        command.add_argument("--size", type=_at_least(32), default=size)
         if name == "picture":
             command.add_argument("--shape", choices=CLASSES)
         if name == "scene":
@@ -281,10 +259,8 @@ def _draw(chosen: argparse.Namespace) -> None:
     if chosen.what == "picture":
         label = CLASSES.index(chosen.shape) if chosen.shape else None
         _save(picture(chosen.seed, chosen.index, size=chosen.size, label=label)[0], chosen.output)
-    elif chosen.what == "scene":
-        _save(scene(chosen.seed, chosen.index, size=chosen.size, count=chosen.count).picture, chosen.output)
     else:
-        _dataset(chosen.kind, chosen.seed, chosen.count, chosen.output)
+        _save(scene(chosen.seed, chosen.index, size=chosen.size, count=chosen.count).picture, chosen.output)
 
 
 if __name__ == "__main__":

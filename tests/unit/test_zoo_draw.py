@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
@@ -98,11 +97,6 @@ def test_command_line(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(Image.open(tmp_path / "star.png")), wanted)
     draw.main(["scene", "--count", "4", "-o", str(tmp_path / "scene.png")])
     assert Image.open(tmp_path / "scene.png").size == (draw.SCENE_SIZE, draw.SCENE_SIZE)
-    draw.main(["dataset", "--count", "13", "-o", str(tmp_path / "pictures")])
-    assert len(list((tmp_path / "pictures" / "circle").iterdir())) == 2
-    draw.main(["dataset", "--kind", "scene", "--count", "2", "-o", str(tmp_path / "scenes")])
-    document = json.loads((tmp_path / "scenes" / "annotations.json").read_text())
-    assert all((tmp_path / "scenes" / image["file_name"]).is_file() for image in document["images"])
 
 
 @pytest.mark.parametrize(
