@@ -81,9 +81,13 @@ def up(
     free name. Raises FleetError ``sim-failed`` with the end of the log when an agent does not start, ``usage`` when it
     refused what it was told, such as a fault that there is not.
     """
-    from targets.base import find
+    from targets.base import HardwareTarget, find
 
-    find(target)
+    kind = find(target)
+    if isinstance(kind, HardwareTarget) and (lacking := kind.lacking()):
+        raise FleetError(
+            f"nothing simulates boards of target '{target}', and here is none: {lacking}", code="sim-failed"
+        )
     at = f"{tracker[0]}:{tracker[1]}" if tracker else ""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,40}", prefix):
         raise FleetError(f"boards may not be named '{prefix}-1'", code="usage")

@@ -393,6 +393,15 @@ class SimulatedTarget(Protocol):
     def simulated_device(self) -> DeviceHalf: ...
 
 
+@runtime_checkable
+class HardwareTarget(Protocol):
+    """A target whose accelerator nothing simulates."""
+
+    def lacking(self) -> str:
+        """Why no board of this kind can be on this machine, in words; empty when one can. Must be cheap."""
+        ...
+
+
 def names() -> list[str]:
     """Names of all installed targets, sorted."""
     from importlib.metadata import entry_points

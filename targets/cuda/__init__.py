@@ -10,10 +10,15 @@ if TYPE_CHECKING:
 
 
 class CUDA:
-    """A :class:`targets.base.Target`."""
+    """A :class:`targets.base.Target` and :class:`targets.base.HardwareTarget`."""
 
     name: ClassVar[str] = "cuda"
     description: ClassVar[str] = "NVIDIA GPUs in x86-64 hosts (compute capability 7.5 and newer), through TVM"
+
+    def lacking(self) -> str:
+        from targets.cuda.device import here
+
+        return here()
 
     def host(self) -> CUDAHost:
         from targets.cuda.host import CUDAHost

@@ -86,6 +86,14 @@ class CUDARunner(CPURunner):
         return self._kernels[1]
 
 
+def here() -> str:
+    """Why this machine cannot run any bundle, in words; empty when it can."""
+    try:
+        return too_old(gpu.find())
+    except gpu.NoGPU as error:
+        return str(error)
+
+
 def too_old(found: gpu.GPU) -> str:
     """Why a GPU and its driver cannot run any bundle, in words; empty when they can."""
     if found.cuda < gpu.LEAST_CUDA:

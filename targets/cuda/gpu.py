@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 #: The first CUDA that a driver must know: libraries of TVM are built with it.
 LEAST_CUDA = (13, 0)
+
+
+Reads = dict[str, Callable[[], Any]]
 
 
 class NoGPU(Exception):
@@ -46,7 +49,7 @@ def readings() -> dict[str, float]:
     found: dict[str, float] = {}
     try:
         with _opened() as (nvml, handle):
-            for name, read in {
+            reads: Reads = {
                 "gpu_power_w": lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000,
                 "gpu_temperature_c": lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
                 "gpu_clock_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
@@ -54,7 +57,8 @@ def readings() -> dict[str, float]:
                 "gpu_memory_used_bytes": lambda: nvml.nvmlDeviceGetMemoryInfo(handle).used,
                 "gpu_memory_total_bytes": lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total,
                 "gpu_load": lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100,
-            }.items():
+            }
+            for name, read in reads.items():
                 with contextlib.suppress(nvml.NVMLError):
                     found[name] = float(read())
     except NoGPU:
@@ -66,12 +70,13 @@ def conditions() -> dict[str, str]:
     """What of the GPU a measurement depends on: clocks now and at most, the limit of power, and what slows it down."""
     found: dict[str, str] = {}
     with contextlib.suppress(NoGPU), _opened() as (nvml, handle):
-        for name, read in {
+        reads: Reads = {
             "gpu_clock_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
             "gpu_max_clock_mhz": lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM),
             "gpu_power_limit_w": lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) // 1000,
             "gpu_throttled": lambda: _throttled(nvml, nvml.nvmlDeviceGetCurrentClocksEventReasons(handle)),
-        }.items():
+        }
+        for name, read in reads.items():
             with contextlib.suppress(nvml.NVMLError):
                 found[name] = str(read())
     return found
