@@ -12,10 +12,12 @@ import msgspec
 import numpy as np
 import pytest
 from postgres_fixtures import PASSWORD, USER, server
-from sqlalchemy import URL, create_engine, text
+from sqlalchemy import URL, create_engine, inspect, text
 
 from agent.protocol import BenchSpec, LatencyStats, RunResult
 from controller import tables
+from controller.evaluation.store import Evaluations
+from controller.reports import ClassReport, EvalReport
 from controller.results import Results
 from targets.base import FleetError
 from targets.statistics import summarise
@@ -196,6 +198,58 @@ def test_an_older_layout_is_brought_up_to_date(url: URL, monkeypatch: pytest.Mon
     with pytest.raises(FleetError, match=newer) as error:
         Results(url)
     assert error.value.code == "results-newer"
+
+
+def accuracy(device: str, *, started_at: float = 1000.0, digest: str = "d" * 64) -> EvalReport:
+    return EvalReport(
+        device=device,
+        target="x86",
+        simulated=True,
+        model="net",
+        bundle="ab" * 32,
+        dataset="folder/ä",
+        dataset_digest=digest,
+        metric="mAP",
+        value=0.1 + 0.2,
+        images=7,
+        metrics={"mAP": 0.1 + 0.2, "AP_small": None},
+        classes=[ClassReport(name="dog", truth=3, metrics={"AP": None, "AP50": 1.0})],
+        started_at=started_at,
+        notes=["a note"],
+    )
+
+
+def test_accuracies_come_back_as_they_were(results: Results) -> None:
+    store = Evaluations(results)
+    given = [accuracy("one"), accuracy("two", started_at=2000.0), accuracy("one", digest="e" * 64)]
+    for report in given:
+        store.add(report)
+    assert len({report.id for report in given}) == 3
+    assert store.get(given[0].id) == given[0] and store.get(given[1].id[:12]) == given[1]
+    assert [one.device for one in store.list(limit=1)] == ["two"]
+    assert [one.id for one in store.list(devices=["one"], digest="d" * 64)] == [given[0].id]
+    assert store.list(models=["other"]) == []
+    for wrong in ("zz", "%", "_", "", "a" * 100):
+        with pytest.raises(FleetError) as error:
+            store.get(wrong)
+        assert error.value.code in ("unknown-run", "ambiguous-run")
+
+
+def test_a_database_from_before_accuracies_gets_them(url: URL) -> None:
+    first = Results(url)
+    first.add(result("old"))
+    with first.transaction(write=True) as connection:
+        connection.execute(text("DROP TABLE evaluations"))
+        connection.execute(text("UPDATE fleet_schema SET version = 1"))
+    first.close()
+    second = Results(url)
+    given = accuracy("one")
+    Evaluations(second).add(given)
+    assert Evaluations(second).list() == [given] and second.get("old").device == "board"
+    # The same columns as in a database that is made anew.
+    columns = {column["name"]: column["nullable"] for column in inspect(second._engine).get_columns("evaluations")}
+    assert columns == {column.name: column.nullable for column in tables.evaluations.columns}
+    second.close()
 
 
 def test_a_wrong_password_is_said_without_it(postgres: URL) -> None:
