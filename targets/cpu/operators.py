@@ -16,7 +16,7 @@ import tvm
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from targets.cpu.kernels import class_nms, dense, matmul, nms, softmax, sort
+from targets.cpu.kernels import class_nms, dense, matmul, nms, paste_masks, roi_align, softmax, sort
 from targets.cpu.processors import Processor
 from targets.detection import calls
 
@@ -279,9 +279,42 @@ def _class_nms(call: Any, processor: Processor, _: Lookup) -> KernelCall | None:
     return KernelCall("class_nms", class_nms.class_nms, spec, [boxes, scores], _parts(call.ty))
 
 
+def _roi_align(call: Any, processor: Processor, _: Lookup) -> KernelCall | None:
+    (*features, rois), numbers = calls.arguments(call)
+    planes, boxes = [_floats(each) for each in features], _floats(rois)
+    shapes = [plane for plane in planes if plane is not None]
+    *scales, size, sampling, aligned = numbers
+    if len(shapes) < len(features) or boxes is None or sampling < 1:
+        return None
+    spec = roi_align.RoiAlign(
+        batch=shapes[0][0],
+        channels=shapes[0][3],
+        levels=tuple((height, width) for _, height, width, _ in shapes),
+        scales=tuple(float(scale) for scale in scales),
+        rois=boxes[0],
+        size=int(size),
+        sampling=int(sampling),
+        aligned=bool(aligned),
+        lanes=_lanes(processor, shapes[0][3]),
+    )
+    return KernelCall("roi_align", roi_align.roi_align, spec, [*features, rois], _parts(call.ty))
+
+
+def _paste_masks(call: Any, processor: Processor, _: Lookup) -> KernelCall | None:
+    tensors, (height, width) = calls.arguments(call)
+    shape = _floats(tensors[0])
+    if shape is None or _floats(tensors[1]) is None:
+        return None
+    batch, most, side, _side = shape
+    spec = paste_masks.PasteMasks(batch, most, side, int(height), int(width), _lanes(processor, int(width)))
+    return KernelCall("paste_masks", paste_masks.paste_masks, spec, tensors, _parts(call.ty))
+
+
 #: Detectors' operators, by their names in `targets.detection.calls`.
 _PACKED: dict[str, Rule] = {
     "class_nms": _class_nms,
+    "roi_align": _roi_align,
+    "paste_masks": _paste_masks,
 }
 
 _RULES: dict[str, Rule] = {
