@@ -56,7 +56,7 @@ class Session:
         await self._connect()
         try:
             if self._wants_lease:
-                await self._acquire(self._lease_wait)
+                await self._queue()
                 self._renewing = asyncio.create_task(self._renew())
         except BaseException:
             await self.connection.close()
@@ -111,6 +111,16 @@ class Session:
         self.connection, self.carrier = await connect(
             self.device, self._keys, client=self._holder, on_event=self._on_event
         )
+
+    async def _queue(self) -> None:
+        """Take the lease, and say so if that means to wait."""
+        try:
+            await self._acquire(0.0)
+        except FleetError as error:
+            if error.code != "leased" or not self._lease_wait:
+                raise
+            self._listener(Message(self.device.name, f"waiting: {error.message}"))
+            await self._acquire(self._lease_wait)
 
     async def _acquire(self, wait: float) -> None:
         # With the device's name: one board that is in the inventory twice is not used by both entries at once.
