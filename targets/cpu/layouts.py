@@ -11,6 +11,7 @@ from targets.cpu.graph import (
     Layer,
     Matrix,
     Opaque,
+    Pointwise,
     Pooling,
     Quantisation,
     Resizing,
@@ -22,6 +23,8 @@ from targets.cpu.layout import PLAIN, Layout, Shape
 
 #: A border may make a buffer so much larger; a reader that wants more gets a copy of its own.
 GROWTH = 1.6
+#: The same of a border that lets a sum be written over what it adds to: every kernel in between writes it.
+GROWTH_OF_SUMS = 1.2
 
 
 def border(window: Window, x: Shape, y: Shape) -> tuple[int, int, int, int]:
@@ -104,6 +107,7 @@ class Layouts:
             for value in dict.fromkeys(node.reads):
                 if isinstance(node, Layer) and value.shape is not None:
                     self._share(value, wanted(node, value, self.blocked, lanes))
+        self._lay_sums_over_operands(graph)
 
     def home(self, value: Value) -> Layout:
         """The layout in which a layer with a kernel gives its result."""
@@ -115,11 +119,42 @@ class Layouts:
         shared = self._shared.get((value, want.block), want)
         return shared if shared.covers(want) else want
 
+    def _lay_sums_over_operands(self, graph: Graph) -> None:
+        """Give a sum the border of an operand that is read for the last time, and that one the sum's.
+
+        It can then be written over the operand. In a chain of residual blocks all are laid alike, or a second buffer
+        is needed; borders of later ones go back to earlier ones, then those of earlier ones forward.
+        """
+        last = {value: node for node in graph.nodes for value in node.reads} | dict.fromkeys(graph.results)
+        pairs = [
+            (operand, node.output)
+            for node in reversed(graph.nodes)
+            if isinstance(node, Layer) and isinstance(node.work, Convolution | Pointwise)
+            for operand in node.operands
+            if isinstance(operand, Value)
+            and last[operand] is node
+            and (operand.shape, operand.dtype) == (node.output.shape, node.output.dtype)
+            and {operand, node.output} <= self.blocked
+        ]
+        own = {value: self.home(value) for pair in pairs for value in pair}
+        for pair in (*pairs, *reversed(pairs)):
+            first, second = map(self.home, pair)
+            both = _union(first, second)
+            shape = pair[0].shape
+            assert shape is not None
+            if all(_pixels(both, shape) <= GROWTH_OF_SUMS * _pixels(own[value], shape) for value in pair):
+                self._shared.update({(value, both.block): both for value in pair})
+
     def _share(self, value: Value, want: Layout) -> None:
         have = self._shared.get((value, want.block), Layout(want.block))
-        both = Layout(want.block, *(max(pair) for pair in zip(have.border, want.border, strict=True)))
+        both = _union(have, want)
         if value.shape is not None and _pixels(both, value.shape) <= GROWTH * value.shape[2] * value.shape[3] + 64:
             self._shared[value, want.block] = both
+
+
+def _union(one: Layout, other: Layout) -> Layout:
+    """The least border that covers both."""
+    return Layout(one.block, *(max(pair) for pair in zip(one.border, other.border, strict=True)))
 
 
 def _pixels(layout: Layout, shape: Shape) -> int:

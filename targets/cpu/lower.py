@@ -17,6 +17,7 @@ from targets.cpu.graph import (
     Convolution,
     GlobalAverage,
     IntegerConvolution,
+    Interleaving,
     Layer,
     Matrix,
     Pointwise,
@@ -25,7 +26,19 @@ from targets.cpu.graph import (
     Resizing,
 )
 from targets.cpu.grouped import widen
-from targets.cpu.kernels import concat, dense, depthwise, direct, int8, pointwise, pool, quantise, resize, winograd
+from targets.cpu.kernels import (
+    concat,
+    dense,
+    depthwise,
+    direct,
+    int8,
+    interleave,
+    pointwise,
+    pool,
+    quantise,
+    resize,
+    winograd,
+)
 from targets.cpu.kernels.program import Program
 from targets.cpu.layout import ImageType
 from targets.cpu.problem import Problem, Spec, chosen
@@ -64,6 +77,9 @@ def lower(
             return Call(f"{work.kind}_pool2d", pool.pool, spec)
         case GlobalAverage():
             return Call("global_average", pool.global_average, pool.GlobalAverage(x, output, program))
+        case Interleaving():
+            spread = interleave.Interleave(x, output, work.stride, program)
+            return Call("interleave", interleave.interleave, spread)
         case IntegerConvolution():
             return _integers(work, x, output, program, processor)
         case Quantisation() if x.layout.block == 1:
@@ -86,13 +102,10 @@ def _alike(program: Program, output: ImageType, before: int) -> int | None:
 
 def _once(spec: Spec) -> bool:
     """Whether no pixel of the result is computed twice: tiles do not overlap, or only one of them writes it."""
-    if isinstance(spec, winograd.WinogradConv):
+    if not isinstance(spec, depthwise.Depthwise):
         return True
     rows, columns = spec.y.shape[2:]
-    if isinstance(spec, depthwise.Depthwise):
-        return rows % spec.rows == 0 and columns % spec.columns == 0
-    tile = spec.tile
-    return rows % (tile.rows * tile.strip) == 0 and columns % tile.columns == 0
+    return rows % spec.rows == 0 and columns % spec.columns == 0
 
 
 def _integers(work: IntegerConvolution, x: ImageType, y: ImageType, program: Program, processor: Processor) -> Call:

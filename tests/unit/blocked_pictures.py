@@ -75,10 +75,11 @@ def host() -> Any:
     return tvm_target(here, here.processor("host"))
 
 
-def run(function: Any, *inputs: Numbers, into: ImageType, border: float = 0.0) -> Numbers:
-    """The picture that a kernel makes of its inputs, in a buffer that held numbers which are wrong."""
+def run(function: Any, *inputs: Numbers, into: ImageType, border: float = 0.0, over: int | None = None) -> Numbers:
+    """The picture that a kernel makes of its inputs: ``over`` one of them, or in a buffer of wrong numbers."""
     library: Any = tvm.compile(tvm.IRModule({"main": function}), target=host())
     wrong = np.nan if into.dtype == "float32" else 55
-    output = tvm.runtime.tensor(np.full(into.physical, wrong, into.dtype))
-    library["main"](*map(tvm.runtime.tensor, inputs), output)
+    given = [tvm.runtime.tensor(array) for array in inputs]
+    output = tvm.runtime.tensor(np.full(into.physical, wrong, into.dtype)) if over is None else given[over]
+    library["main"](*given, output)
     return unpacked(output.numpy(), into, border)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -87,6 +88,19 @@ def check(spec: DirectConv) -> None:
 @given(specs())
 def test_any_convolution_is_as_in_torch(spec: DirectConv) -> None:
     check(spec)
+
+
+@settings(max_examples=30, deadline=None)
+@given(specs())
+def test_a_sum_is_written_over_what_it_adds_to(spec: DirectConv) -> None:
+    """Tiles overlap, and no pixel is added to twice."""
+    y = spec.y
+    sum_ = Program((Step("add", (Result(0), Operand(0))),), (OperandType("image", y),))
+    spec = replace(spec, program=sum_)
+    weights = noise((y.shape[1], spec.x.shape[1] // spec.groups, *spec.window.kernel), 1)
+    given = packed(noise(spec.x.shape), spec.x), pack(weights, spec), packed(noise(y.shape, 2), y, np.nan)
+    function = direct_conv(spec, "main")
+    np.testing.assert_array_equal(run(function, *given, into=y, over=2), run(function, *given, into=y))
 
 
 @settings(max_examples=20, deadline=None)

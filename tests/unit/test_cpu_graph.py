@@ -16,7 +16,11 @@ from tvm.relax.frontend.torch import from_exported_program
 
 from targets.cpu import passes
 from targets.cpu.compile import Compiled, compile_module
+from targets.cpu.fuse import fuse
+from targets.cpu.graph import Layer
+from targets.cpu.layouts import Layouts
 from targets.cpu.machine import MACHINES, cpu_features, machine
+from targets.cpu.read import read
 
 HERE = MACHINES[machine()]
 #: One processor of each vector width that this machine can run.
@@ -150,3 +154,33 @@ def test_pointwise_work_is_done_in_the_layers_before_it() -> None:
         ("nn.conv2d", "nn.relu"),
         ("mean", "mean"),
     ]
+
+
+def test_residual_blocks_are_laid_alike_so_that_a_sum_lies_over_its_operand() -> None:
+    class Blocks(nn.Module):
+        """The first block's input and the last one's result are read by windows of 3; all others by ones of 1."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 16, 3, 1, 1), nn.Conv2d(16, 16, 3, 2, 1)
+            self.inner = nn.ModuleList(nn.Conv2d(16, 16, 1) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            for inner in self.inner:
+                x = torch.relu(x + inner(x))
+            return self.last(x)
+
+    for size, alike in ((30, True), (5, False)):
+        program = torch.export.export(Blocks().eval(), (torch.zeros(1, 3, size, size),)).run_decompositions()
+        module = passes.simplify()(
+            from_exported_program(program, run_ep_decomposition=False, unwrap_unit_return_tuple=True)
+        )
+        graph = read(module["main"])
+        fuse(graph)
+        layouts = Layouts(graph, 16)
+        first, *sums, _ = [layouts.home(node.output) for node in graph.nodes if isinstance(node, Layer)]
+        assert len(sums) == 3
+        assert sums[-1].top == sums[-1].left == 1
+        # Of a small picture the border would be most of it: only who needs one has it.
+        assert [layout == sums[-1] for layout in (first, *sums)] == [alike, alike, alike, True]

@@ -7,7 +7,10 @@ dilation and the border cost nothing. A dense layer is a convolution over one pi
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -102,6 +105,7 @@ def direct_conv(spec: DirectConv, name: str) -> Any:
     if tile.depth and full_blocks % tile.depth:
         raise ValueError(f"{tile} does not divide {full_blocks} blocks of input channels")
     input_blocks = -(-channels // a)
+    once = any(operand.kind == "image" and operand.type == spec.y for operand in spec.program.operands)
     # Positions of the window in a row that are written out.
     span = max(n for n in range(1, MAX_SPAN + 1) if kernel_w % n == 0) if spec.by_lane and a == 1 else 1
 
@@ -198,13 +202,35 @@ def direct_conv(spec: DirectConv, name: str) -> Any:
                         ):
                             sums[register(g, pixel)] = add(sums[register(g, pixel)])
 
-            def finish(row: Any, column: Any) -> None:
+            def finish(index: Any) -> None:
+                row, column = corner(index)
                 if rest:
                     multiply(row, column, full_blocks, rest)
                 for g in range(tile.blocks):
                     for pixel, (r, c) in enumerate(pixels):
                         where = (n, group * tile.blocks + g, row + r, column + c)
-                        y.put(*where, program(sums[register(g, pixel)], b, *where))
+                        with unless_overlapped(index, r, c):
+                            y.put(*where, program(sums[register(g, pixel)], b, *where))
+
+            @contextmanager
+            def unless_overlapped(index: Any, r: int, c: int) -> Iterator[None]:
+                """Where the result lies over an operand, a pixel is stored by one tile: another would add to the sum.
+
+                It belongs to the first tile that has it, and tiles of a strip that was moved back to the one before.
+                """
+                row, column = corner(index)
+                conditions = []
+                if once and row_tiles % tile.strip:
+                    conditions.append(row + r >= strip * tile.strip * tile.rows)
+                if once and r < -out_height % tile.rows:
+                    conditions.append(row + r >= (first_row_tile + index // column_tiles) * tile.rows)
+                if once and c < -out_width % tile.columns:
+                    conditions.append(column + c >= index % column_tiles * tile.columns)
+                if not conditions:
+                    yield
+                    return
+                with T.If(functools.reduce(tirx.And, conditions)), T.Then():
+                    yield
 
             if not waits:
                 with T.serial(0, tiles) as index:
@@ -212,7 +238,7 @@ def direct_conv(spec: DirectConv, name: str) -> Any:
                     if full_blocks:
                         with T.serial(0, full_blocks) as block:
                             multiply(*corner(index), block, a, index)
-                    finish(*corner(index))
+                    finish(index)
             else:
                 # Unfinished sums of a strip's tiles wait in the first-level cache.
                 waiting = T.alloc_buffer((tiles * sums_length,))
@@ -235,7 +261,7 @@ def direct_conv(spec: DirectConv, name: str) -> Any:
                     put_aside(index)
                 with T.serial(0, tiles) as index:
                     take_back(index)
-                    finish(*corner(index))
+                    finish(index)
             for g in range(tile.blocks):
                 with T.serial(0, tile.strip) as index:
                     y.clear_border(n, group * tile.blocks + g, corner(index * column_tiles)[0], tile.rows)
