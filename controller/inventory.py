@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from targets.base import FleetError, Option, Preprocess
+from targets.base import FleetError, Option, Postprocess, Preprocess
 
 #: Names below this prefix belong to the simulated boards of this machine.
 SIMULATED_PREFIX = "sim-"
@@ -64,6 +64,7 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
     weights: str = ""
     options: dict[str, Option] = {}
     preprocess: Preprocess | None = None
+    postprocess: Postprocess | None = None
     labels: tuple[str, ...] = ()
 
 

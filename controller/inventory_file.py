@@ -7,7 +7,7 @@ import re
 import tempfile
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from ruamel.yaml import YAML
@@ -15,7 +15,9 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from controller.inventory import SIMULATED_PREFIX, Assignment, Device, Inventory, InventoryError, ModelEntry, suggest
-from targets.base import LOCAL_OPTIONS, Option, Preprocess, names
+from targets.base import LOCAL_OPTIONS, Option, Postprocess, Preprocess, names
+
+Rules = TypeVar("Rules", Preprocess, Postprocess)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _ENDPOINT = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
@@ -25,7 +27,7 @@ _KEY = re.compile(r"[0-9A-Za-z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
 _TOP = ("defaults", "devices", "models", "assign")
 _DEFAULTS = ("threads", "tracker", "labels")
 _DEVICE = ("name", "target", "address", "key", "rpc", "tracker", "rpc_key", "labels", "host", "threads", "model")
-_MODEL = ("file", "weights", "options", "preprocess", "labels")
+_MODEL = ("file", "weights", "options", "preprocess", "postprocess", "labels")
 _ASSIGN = ("model", "target", "labels", "devices", "weights", "options", "slot", "threads")
 
 _HEAD = """\
@@ -55,6 +57,7 @@ devices: []
 #    weights: pretrained                # pretrained, a file, or random:SEED
 #    options: {{batch: 1}}
 #    preprocess: {{size: [224, 224], mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}}
+#    postprocess: {{kind: detections}}    # outputs boxes, scores, labels, count; classify if left out
 #    labels: labels.txt                 # one a line, or a list
 models: {{}}
 
@@ -213,20 +216,24 @@ class _Reader:
                 self.wrong(_line(node, "file"), f"{where}: there is no file {file}")
             if Path(file).suffix not in (".onnx", ".pt2", ".fleet"):
                 self.wrong(_line(node, "file"), f"{where}: file must be .onnx, .pt2 or .fleet")
-        preprocess = None
-        if node.get("preprocess") is not None:
-            try:
-                preprocess = msgspec.convert(_plain(node["preprocess"]), Preprocess)
-            except msgspec.ValidationError as error:
-                self.wrong(_line(node, "preprocess"), f"{where}: preprocess: {error}")
         return ModelEntry(
             name=name,
             file=file,
             weights=self.string(node, "weights", where),
             options=self.options(node, where),
-            preprocess=preprocess,
+            preprocess=self.rules(node, "preprocess", Preprocess, where),
+            postprocess=self.rules(node, "postprocess", Postprocess, where),
             labels=self.class_names(node, where),
         )
+
+    def rules(self, node: CommentedMap, key: str, kind: type[Rules], where: str) -> Rules | None:
+        if node.get(key) is None:
+            return None
+        try:
+            return msgspec.convert(_plain(node[key]), kind)
+        except msgspec.ValidationError as error:
+            self.wrong(_line(node, key), f"{where}: {key}: {error}")
+            return None
 
     def class_names(self, node: CommentedMap, where: str) -> tuple[str, ...]:
         value = node.get("labels")

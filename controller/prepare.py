@@ -249,5 +249,6 @@ def source(fleet: Fleet, want: Want) -> SourceModel:
         network,
         name=entry.name,
         preprocess=entry.preprocess or network.preprocess,
+        postprocess=entry.postprocess or network.postprocess,
         labels=entry.labels or network.labels,
     )
