@@ -4,7 +4,8 @@ It runs in the environment that scripts/originals.sh makes, and knows nothing of
 on standard input, each answer one on standard output, ``{"error": …}`` if it went wrong:
 
 ``{"do": "make", "network": NAME, "seed": 0, "params": FILE}``
-    random weights, written as ``save_parameters`` writes them; the network stays loaded.
+    random weights, written as ``save_parameters`` writes them; the network stays loaded. With ``"counted": FILE`` also
+    as older versions of MXNet wrote them, whose names count what was made.
 ``{"do": "load", "network": NAME, "params": FILE}``
 ``{"do": "run", "inputs": FILE.npz, "outputs": FILE.npz}``
     ``images`` (N, 3, H, W) float32 → of a detector ``ids``, ``scores`` (N, M, 1), ``boxes`` (N, M, 4) in pixels, -1
@@ -15,6 +16,7 @@ on standard input, each answer one on standard output, ``{"error": …}`` if it 
 
 import json
 import os
+import re
 import sys
 import time
 import warnings
@@ -47,6 +49,8 @@ def side(name):
 
 def draw(name, values, seed):
     """New values for a parameter, the same for the same seed and name."""
+    # A number in a prefix counts the networks of the process: it says nothing.
+    name = re.sub(r"(resnetv[12]|mobilenet)\d+_", r"\1_", name)
     random = np.random.RandomState([seed, zlib.crc32(name.encode())])
     shape = values.shape
     if name.endswith("anchors") or name.endswith("init_scale"):
@@ -69,12 +73,11 @@ def rescale(layer, output, wanted, bias):
     layer.bias.set_data(mx.nd.array(bias))
 
 
-def make(name, seed, path):
+def make(name, seed, path, counted):
     network = build(name)
     network.initialize()
     image = mx.nd.array(np.random.RandomState(seed).normal(0, 1, (2, 3, side(name), side(name))))
     network(image)
-    # A number in a prefix counts the networks of the process: it says nothing.
     for key, parameter in network._collect_params_with_prefix().items():
         # MXNet leaves these out of the first batch norm of its v2 ResNets, and adds them nevertheless.
         drawn = None if parameter.grad_req == "null" and key.endswith("beta") else draw(key, parameter.data(), seed)
@@ -92,7 +95,8 @@ def make(name, seed, path):
     else:
         rescale(network.output, network(image), LOGITS, network.output.bias.data().asnumpy())
     network.save_parameters(path)
-    return network
+    if counted:
+        network.collect_params().save(counted)
 
 
 def load(name, path):
@@ -143,8 +147,7 @@ class Server:
         do = request["do"]
         if do in ("make", "load"):
             if do == "make":
-                make(request["network"], request["seed"], request["params"])
-            # A network that was made has kernels for other weights in its cache.
+                make(request["network"], request["seed"], request["params"], request.get("counted"))
             self.network = load(request["network"], request["params"])
             self.network.hybridize(static_alloc=True, static_shape=True)
             return {"classes": list(getattr(self.network, "classes", ()))}
