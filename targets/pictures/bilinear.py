@@ -30,19 +30,26 @@ def resize(
     rows: Span | None = None,
     columns: Span | None = None,
 ) -> Floats:
-    """``values`` (height, width, …) of any number type as float32 of ``size`` (height, width).
+    """``values`` as float32 of ``size`` (height, width).
+
+    ``values`` is (height, width) of any number type, or (height, width, channels): then the result is (channels,
+    height, width), planes in which rows of pixels are long.
 
     ``rows`` and ``columns`` choose a window of the result; nothing else is computed then.
     """
     low, high, share = taps(values.shape[0], size[0], rows or (0, size[0]))
-    between = _mixed(values[low], values[high], share.reshape(-1, *[1] * (values.ndim - 1)))
+    flat = values.reshape(len(values), -1)
+    between = _mixed(flat[low], flat[high], share[:, None]).reshape(-1, *values.shape[1:])
+    if values.ndim == 3:
+        between = np.ascontiguousarray(between.transpose(2, 0, 1))
     low, high, share = taps(values.shape[1], size[1], columns or (0, size[1]))
-    return _mixed(between[:, low], between[:, high], share.reshape(-1, *[1] * (values.ndim - 2)))
+    return _mixed(between[..., low], between[..., high], share)
 
 
 def _mixed(low: npt.NDArray[np.generic], high: npt.NDArray[np.generic], share: Floats) -> Floats:
-    first = low.astype(np.float32)
-    mixed = high.astype(np.float32)
+    """Between two arrays that nobody else needs."""
+    first = low.astype(np.float32, copy=False)
+    mixed = high.astype(np.float32, copy=False)
     mixed -= first
     mixed *= share
     mixed += first

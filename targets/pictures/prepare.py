@@ -84,37 +84,39 @@ def prepare(image: Image.Image, preprocess: Preprocess) -> Floats:
     """
     where = place(image.size, preprocess)
     values = _resized(image.convert("L" if preprocess.colour == "L" else "RGB"), where, preprocess)
-    if values.ndim == 2:
-        values = values[..., None]
     if preprocess.colour == "BGR":
-        values = values[..., ::-1]
-    channels = values.shape[-1]
+        values = values[::-1]
+    channels = len(values)
     if not len(preprocess.mean) == len(preprocess.std) == channels or 0.0 in preprocess.std:
         raise FleetError(
             f"mean {preprocess.mean} and std {preprocess.std} must have a number for each of {channels} colours,"
             " and std no zero",
             code="bad-preprocess",
         )
-    values /= np.float32(255)
-    values -= np.array(preprocess.mean, np.float32)
-    values /= np.array(preprocess.std, np.float32)
     prepared = np.zeros((1, *shape(preprocess)), np.float32)
-    inside = prepared[0] if preprocess.layout == "NHWC" else prepared[0].transpose(1, 2, 0)
-    inside[: where.kept[1], : where.kept[0]] = values
+    planes = prepared[0] if preprocess.layout == "NCHW" else prepared[0].transpose(2, 0, 1)
+    for plane, plain, mean, std in zip(planes, values, preprocess.mean, preprocess.std, strict=True):
+        plain /= np.float32(255)
+        plain -= np.float32(mean)
+        plain /= np.float32(std)
+        plane[: where.kept[1], : where.kept[0]] = plain
     return prepared
 
 
 def _resized(image: Image.Image, where: Place, preprocess: Preprocess) -> Floats:
-    """The part of the picture that is kept, 0..255."""
+    """The part of the picture that is kept, 0..255: (channels, height, width)."""
     left, top = where.corner
     width, height = where.kept
     if preprocess.filter == "bilinear":
         window = (top, top + height), (left, left + width)
-        return bilinear.resize(np.asarray(image), where.resized[::-1], *window)
-    if image.size != where.resized:
-        # Bilinear with a support that grows when shrinking, which is what torchvision trains classifiers with.
-        image = image.resize(where.resized, Image.Resampling.BILINEAR)
-    return np.array(image.crop((left, top, left + width, top + height)), dtype=np.float32)
+        resized = bilinear.resize(np.asarray(image), where.resized[::-1], *window)
+    else:
+        if image.size != where.resized:
+            # Bilinear with a support that grows when shrinking, which is what torchvision trains classifiers with.
+            image = image.resize(where.resized, Image.Resampling.BILINEAR)
+        resized = np.array(image.crop((left, top, left + width, top + height)), np.float32)
+        resized = resized.transpose(2, 0, 1) if resized.ndim == 3 else resized
+    return resized if resized.ndim == 3 else resized[None]
 
 
 def _dtype(spec: TensorSpec) -> np.dtype[np.generic]:
