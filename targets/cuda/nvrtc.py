@@ -1,7 +1,7 @@
 """CUDA C++ to machine code of a GPU, with NVIDIA's runtime compiler: no toolkit and no GPU needed.
 
-The compiler and its headers are the PyPI packages ``nvidia-cuda-nvrtc``, ``nvidia-cuda-runtime``, ``nvidia-cuda-crt``
-and ``nvidia-cuda-cccl``, the way to call it is ``cuda-bindings``.
+The compiler and its headers are the PyPI packages ``nvidia-cuda-nvrtc``, ``nvidia-cuda-runtime`` and
+``nvidia-cuda-cccl``, the way to call it is ``cuda-bindings``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def compile_source(source: str, architecture: str) -> bytes:
     """
     nvrtc = _nvrtc()
     program = _checked(nvrtc, nvrtc.nvrtcCreateProgram(source.encode(), b"kernels.cu", 0, None, None))
-    options = [f"--gpu-architecture={architecture}", "--std=c++17", "--default-device", "--disable-warnings"]
+    options = [f"--gpu-architecture={architecture}", "--std=c++17", "-default-device", "--disable-warnings"]
     options += [f"-I{folder}" for folder in include_folders()]
     try:
         encoded = [option.encode() for option in options]

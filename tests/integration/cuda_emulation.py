@@ -1,5 +1,6 @@
-"""An emulated GPU for tests: the CUDA source of a build, compiled for this processor, behind CUDA's own interface.
+"""GPUs for tests: this machine's, or an emulated one.
 
+For the emulated one, a build's CUDA source is compiled for this processor and runs behind CUDA's own interface.
 Kernels, the virtual machine, and the device half then run as they do on a GPU, but for the time they take.
 """
 
@@ -14,14 +15,15 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from cuda_emulated_child import Built
+from cuda_child import Built
 
 from targets.base import BuiltFile, TensorSpec
 from targets.cpu.compile import LIBRARY, link, write_weights
 from targets.cpu.machine import X86_MACHINE
 from targets.cuda import architectures
 from targets.cuda.compile import Compiled
-from targets.cuda.nvrtc import include_folders
+from targets.cuda.gpu import find
+from targets.cuda.nvrtc import compile_source, include_folders
 
 _HERE = Path(__file__).parent / "cuda_emulator"
 _HELPER = re.compile(r"^(?:template[^\n]*\n)?__forceinline__ __device__ [^\n]*\{\n.*?^\}", re.M | re.S)
@@ -67,13 +69,16 @@ def kernels(source: str, folder: Path) -> bytes:
     return built.read_bytes()
 
 
-def run(compiled: Compiled, inputs: Sequence[np.ndarray], folder: Path, libraries: Path) -> list[np.ndarray]:
-    """What a compiled module gives for ``inputs`` on the emulated GPU, whose ``libraries`` :func:`device` made."""
+def run(compiled: Compiled, inputs: Sequence[np.ndarray], folder: Path, libraries: Path | None) -> list[np.ndarray]:
+    """What a compiled module gives for ``inputs``: on the emulated GPU that is in ``libraries``, or on a real one."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = write_weights(compiled.weights, folder)
+    architecture = "sm_90" if libraries else f"sm_{find().capability}"
     code = folder / "kernels.so"
-    code.write_bytes(kernels(compiled.source, folder / "kernels"))
-    cubin = BuiltFile(name=architectures.file_name("sm_90"), path=str(code), role="extra")
+    code.write_bytes(
+        kernels(compiled.source, folder / "kernels") if libraries else compile_source(compiled.source, architecture)
+    )
+    cubin = BuiltFile(name=architectures.file_name(architecture), path=str(code), role="extra")
     names = [f"input{number}" for number in range(len(inputs))]
     built = Built(
         entry=LIBRARY,
@@ -84,8 +89,9 @@ def run(compiled: Compiled, inputs: Sequence[np.ndarray], folder: Path, librarie
     )
     (folder / "built.json").write_bytes(msgspec.json.encode(built))
     np.savez(folder / "inputs.npz", **dict(zip(names, inputs, strict=True)))
-    environment = {**os.environ, "LD_LIBRARY_PATH": str(libraries)}
-    command = [sys.executable, str(Path(__file__).with_name("cuda_emulated_child.py")), str(folder)]
+    environment = {**os.environ, **({"LD_LIBRARY_PATH": str(libraries)} if libraries else {})}
+    command = [sys.executable, str(Path(__file__).with_name("cuda_child.py")), str(folder)]
+    command += ["emulated"] if libraries else []
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
     with np.load(folder / "outputs.npz") as found:

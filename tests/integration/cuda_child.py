@@ -1,6 +1,7 @@
-"""Runs what was built for a GPU on the emulated one: a folder with ``built.json`` and ``inputs.npz`` gets outputs.
+"""Runs what was built for a GPU: a folder with ``built.json`` and ``inputs.npz`` gets ``outputs.npz``.
 
-A process of its own, since the emulated libraries must be its first of that name, and torch brings the real ones.
+A process of its own: for the emulated GPU its libraries must be the first of their names, and torch brings the real
+ones. A second argument, ``emulated``, says that it is one.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ class Built(msgspec.Struct):
     outputs: list[TensorSpec]
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, emulated: bool) -> None:
     from targets.cuda.device import CUDARunner, start_cuda
-    from targets.cuda.gpu import GPU
+    from targets.cuda.gpu import GPU, find
 
     start_cuda(1)
     built = msgspec.json.decode((folder / "built.json").read_bytes(), type=Built)
@@ -36,7 +37,8 @@ def main(folder: Path) -> None:
     manifest = SimpleNamespace(
         entry=built.entry, files=files, parameters=built.parameters, inputs=built.inputs, outputs=built.outputs
     )
-    runner = CUDARunner(SimpleNamespace(manifest=manifest, path=paths.__getitem__), GPU("emulated", 90, "0", (13, 0)))
+    found = GPU("emulated", 90, "0", (13, 0)) if emulated else find()
+    runner = CUDARunner(SimpleNamespace(manifest=manifest, path=paths.__getitem__), found)
     with np.load(folder / "inputs.npz") as given:
         outputs = runner.infer([given[spec.name] for spec in built.inputs])
     assert runner.measure(1).shape == (1,)
@@ -45,4 +47,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), "emulated" in sys.argv[2:])

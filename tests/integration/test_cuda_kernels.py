@@ -1,4 +1,4 @@
-"""Code for GPUs on an emulated GPU: what kernels compute, held against torch. What they take, only a GPU can say."""
+"""Code for GPUs: what kernels compute, held against torch, on an emulated GPU and on this machine's if it has one."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from targets.cpu import passes
 from targets.cuda.compile import compile_module
+from targets.cuda.device import here
 from targets.detection import calls, operators  # noqa: F401
 
 CASES = [
@@ -26,8 +27,13 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["emulated", pytest.param("real", marks=pytest.mark.hardware)])
+def libraries(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path | None:
+    """Where the emulated GPU's libraries are; None for the real one."""
+    if request.param == "real":
+        if lacking := here():
+            pytest.skip(lacking)
+        return None
     return cuda_emulation.device(tmp_path_factory.mktemp("cuda"))
 
 
@@ -44,7 +50,9 @@ def _relax(network: nn.Module, inputs: Sequence[Tensor]) -> Any:
     return passes.simplify()(module)
 
 
-def _check(network: nn.Module, inputs: Sequence[Tensor], folder: Path, libraries: Path, atol: float = 1e-5) -> None:
+def _check(
+    network: nn.Module, inputs: Sequence[Tensor], folder: Path, libraries: Path | None, atol: float = 1e-5
+) -> None:
     compiled = compile_module(_relax(network, inputs))
     found = cuda_emulation.run(compiled, [each.numpy() for each in inputs], folder, libraries)
     with torch.no_grad():
@@ -76,18 +84,18 @@ def _scene(batch: int, classes: int, boxes: int, shared: bool, seed: int = 0) ->
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_class_nms(case: tuple[int, int, int, float, bool, bool], tmp_path: Path, libraries: Path) -> None:
+def test_class_nms(case: tuple[int, int, int, float, bool, bool], tmp_path: Path, libraries: Path | None) -> None:
     per_class, total, most, size, shifted, shared = case
     network = _Nms(0.2, 0.45, per_class, total, most, size, shifted)
     _check(network, _scene(2, 5, 70, shared), tmp_path, libraries, atol=0.0)
 
 
-def test_class_nms_of_many_boxes(tmp_path: Path, libraries: Path) -> None:
+def test_class_nms_of_many_boxes(tmp_path: Path, libraries: Path | None) -> None:
     """More than a block's shared memory holds: keys are sorted, and boxes compared, in the GPU's memory."""
     _check(_Nms(0.5, 0.3, 0, 0, 50, 0.0, False), _scene(1, 2, 6000, True), tmp_path, libraries, atol=0.0)
 
 
-def test_class_nms_of_nothing(tmp_path: Path, libraries: Path) -> None:
+def test_class_nms_of_nothing(tmp_path: Path, libraries: Path | None) -> None:
     _check(_Nms(2.0, 0.5, 10, 0, 8, 0.0, True), _scene(2, 3, 20, True), tmp_path, libraries, atol=0.0)
 
 
@@ -103,7 +111,7 @@ class _RoiAlign(nn.Module):
 
 
 @pytest.mark.parametrize(("aligned", "levels"), [(False, 1), (True, 1), (False, 4)])
-def test_roi_align(aligned: bool, levels: int, tmp_path: Path, libraries: Path) -> None:
+def test_roi_align(aligned: bool, levels: int, tmp_path: Path, libraries: Path | None) -> None:
     draw = torch.Generator().manual_seed(1)
     corner = torch.rand((40, 2), generator=draw) * 500 - 40
     sides = torch.rand((40, 2), generator=draw) ** 3 * 700
@@ -121,7 +129,7 @@ class _Rows(nn.Module):
         return one, other
 
 
-def test_rows(tmp_path: Path, libraries: Path) -> None:
+def test_rows(tmp_path: Path, libraries: Path | None) -> None:
     _check(_Rows(), (torch.randn((10, 3, 4, 4)), torch.tensor([3, 0], dtype=torch.int32)), tmp_path, libraries)
 
 
@@ -131,7 +139,7 @@ class _Paste(nn.Module):
         return pasted
 
 
-def test_paste_masks(tmp_path: Path, libraries: Path) -> None:
+def test_paste_masks(tmp_path: Path, libraries: Path | None) -> None:
     draw = torch.Generator().manual_seed(2)
     corner = torch.rand((2, 6, 2), generator=draw) * 60 - 5
     boxes = torch.cat([corner, corner + torch.rand(corner.shape, generator=draw) * 40], -1)
@@ -160,6 +168,6 @@ class _Net(nn.Module):
         return logits.softmax(-1), self.up(x).sigmoid(), best, order
 
 
-def test_network(tmp_path: Path, libraries: Path) -> None:
+def test_network(tmp_path: Path, libraries: Path | None) -> None:
     torch.manual_seed(3)
     _check(_Net(), (torch.randn(2, 3, 33, 47),), tmp_path, libraries)
