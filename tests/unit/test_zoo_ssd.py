@@ -19,7 +19,7 @@ from torchvision.models.detection import ssd300_vgg16
 
 from controller import zoo
 from controller.home import Home
-from controller.zoo import card, networks, ssd, ssd300
+from controller.zoo import card, gluon_dense, gluon_ssd, networks, ssd, ssd300
 from targets import pt2_model
 from targets.base import FleetError
 from targets.detection import ssd as outside
@@ -27,6 +27,7 @@ from targets.pictures.prepare import prepare
 
 DECODINGS = {
     **{name: ssd300.decoding(name) for name in ssd300.NETWORKS},
+    **{name: gluon_ssd.decoding(gluon_dense.SPECS[name]) for name in gluon_ssd.NETWORKS},
     "shapes-ssd": networks.shapes_ssd_decoding(),
     # What none of the above has: pixels that are not square, no limit of sizes, boxes last, few of all classes.
     "pixels": ssd.Decoding(
