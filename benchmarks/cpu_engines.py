@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import psutil
 
 from benchmarks.cpu_models import make_inputs
-from targets.base import TensorSpec
+from targets.base import Profiling, TensorSpec
 
 if TYPE_CHECKING:
     from targets.bundle import Manifest
@@ -45,6 +45,18 @@ class Job:
     processors: tuple[int, ...]
     folder: str
     manifest: bytes = b""
+    #: What makes the engine, when it is none of :data:`ENGINES`; and an .npz with the inputs, in place of noise.
+    make: Callable[[Job], Engine] | None = None
+    given: str = ""
+
+    def arrays(self) -> list[Any]:
+        """The inputs of every query."""
+        if not self.given:
+            return make_inputs(self.inputs)
+        import numpy as np
+
+        with np.load(self.given, allow_pickle=False) as arrays:
+            return [arrays[spec.name] for spec in self.inputs]
 
 
 class Engine(Protocol):
@@ -70,7 +82,7 @@ class Fleet:
         from targets.cpu.pool import start_pool
 
         manifest = parse_manifest(job.manifest)
-        self._inputs = make_inputs(job.inputs)
+        self._inputs = job.arrays()
         start_pool(job.threads)
         # TVM's clock imports it to sum up its samples: a part of measuring, not of the run.
         import numpy.ma  # noqa: F401
@@ -89,6 +101,18 @@ class Fleet:
 
     def outputs(self) -> list[Any]:
         return list(self._runner.infer(self._inputs))
+
+    def infer(self, arrays: list[Any]) -> list[Any]:
+        """The outputs for other inputs."""
+        return list(self._runner.infer(arrays))
+
+    def glue(self, queries: int) -> float:
+        """The share of a query that is no layer of the network: decoding, sorting, suppression, pasting."""
+        assert isinstance(self._runner, Profiling)
+        operators = self._runner.profile(queries).operators
+        # What is no layer stands for itself in a profile. RoIAlign is a layer that has no row there.
+        glue = [one for one in operators if one.operators == (one.kernel,) and not one.kernel.startswith("roi_align")]
+        return sum(one.seconds for one in glue) / sum(one.seconds for one in operators)
 
     def facts(self) -> dict[str, Any]:
         return {"peak_bytes": self._peak, "conditions": self._conditions}
@@ -120,7 +144,7 @@ class OnnxRuntime:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         self._session = onnxruntime.InferenceSession(job.path, options, providers=["CPUExecutionProvider"])
         self._binding = self._session.io_binding()
-        for taken, array in zip(self._session.get_inputs(), make_inputs(job.inputs), strict=True):
+        for taken, array in zip(self._session.get_inputs(), job.arrays(), strict=True):
             self._binding.bind_ortvalue_input(taken.name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
         for given in self._session.get_outputs():
             self._binding.bind_output(given.name, "cpu")
@@ -145,7 +169,7 @@ class Torch:
         torch.set_num_threads(job.threads)
         self._torch = torch
         self._module = torch.export.load(job.path).module()
-        self._inputs = [torch.from_numpy(array) for array in make_inputs(job.inputs)]
+        self._inputs = [torch.from_numpy(array) for array in job.arrays()]
         if job.engine == "torch_compile":
             import torch._inductor.config
 
@@ -199,6 +223,10 @@ class Worker:
         found: list[Any] = self._ask("outputs")
         return found
 
+    def ask(self, what: str, *arguments: Any) -> Any:
+        """Call a method of the engine."""
+        return self._ask(what, *arguments)
+
     def cpu_seconds(self) -> float:
         """Processor time that its process and those below it have had."""
         total = 0.0
@@ -249,7 +277,7 @@ def _serve(pipe: Any, job: Job, log: str) -> None:
     os.environ.update({name: str(job.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")})
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(job.folder) / "inductor")
     try:
-        engine = ENGINES[job.engine](job)
+        engine = (job.make or ENGINES[job.engine])(job)
     except Exception as error:
         # Whatever an engine raises for a network, it is that engine's answer for the report.
         pipe.send((True, _words(error)))

@@ -14,7 +14,7 @@ WIDTH = 150
 
 
 def show(document: dict[str, Any], console: Console | None = None) -> None:
-    """Print the benchmark's document. A figure that misses what is wanted is followed by ``>`` and what that is."""
+    """Print the benchmark's document. What is wanted stands in brackets."""
     console = console or wide_console()
     machine = document["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
@@ -46,17 +46,17 @@ def hosts(rows: list[dict[str, Any]], title: str) -> Table:
             row["model"],
             str(row["batch"]),
             row["dtype"],
-            _number(row["ms"], ".2f"),
-            _number(row["gflops"], ".0f"),
-            _number(row["peers_ms"].get("onnxruntime"), ".2f"),
-            _beside(row["ratio_onnxruntime"], row["wanted"], ".2f"),
-            _number(row["ratio_torch"], ".2f"),
-            _number(row["ratio_torch_compile"], ".2f"),
-            _beside(row["build_seconds"], build, ".0f"),
-            _beside(row["peak_memory_ratio"], WANTED_MEMORY, ".2f"),
+            number(row["ms"], ".2f"),
+            number(row["gflops"], ".0f"),
+            number(row["peers_ms"].get("onnxruntime"), ".2f"),
+            beside(row["ratio_onnxruntime"], row["wanted"], ".2f"),
+            number(row["ratio_torch"], ".2f"),
+            number(row["ratio_torch_compile"], ".2f"),
+            beside(row["build_seconds"], build, ".0f"),
+            beside(row["peak_memory_ratio"], WANTED_MEMORY, ".2f"),
             # Between two int8 networks a difference is a matter of rounding, which no bound is set on.
-            _beside(row["max_relative_error"], WANTED_ERROR if row["dtype"] == "float32" else None, ".0e"),
-            _number(row["other_load"], ".2f"),
+            beside(row["max_relative_error"], WANTED_ERROR if row["dtype"] == "float32" else None, ".0e"),
+            number(row["other_load"], ".2f"),
         )
     return table
 
@@ -72,24 +72,25 @@ def arms(rows: list[dict[str, Any]]) -> Table:
         table.add_row(
             row["processor"],
             row["kernel"],
-            _number(row["fma"], "d"),
-            _number(row["instructions"], "d"),
-            _number(row["cycles"], ".1f"),
-            _number(row["flop_per_cycle"], ".2f"),
-            _beside(row["utilisation"], row["wanted"], ".0%", at_least=True),
+            number(row["fma"], "d"),
+            number(row["instructions"], "d"),
+            number(row["cycles"], ".1f"),
+            number(row["flop_per_cycle"], ".2f"),
+            beside(row["utilisation"], row["wanted"], ".0%", at_least=True),
             row["note"],
         )
     return table
 
 
-def _number(value: float | None, form: str) -> str:
+def number(value: float | None, form: str) -> str:
+    """As ``form`` says, or a dash for what is not known."""
     return "-" if value is None else format(value, form)
 
 
-def _beside(value: float | None, wanted: float | None, form: str, *, at_least: bool = False) -> str:
+def beside(value: float | None, wanted: float | None, form: str, *, at_least: bool = False) -> str:
     """``0.71 (0.80)``, red and with a mark where it does not hold."""
     if value is None or wanted is None:
-        return _number(value, form)
+        return number(value, form)
     holds = value >= wanted if at_least else value <= wanted
     colour, mark = ("green", "") if holds else ("red", "!")
     return f"[{colour}]{value:{form}}{mark} ({wanted:{form}})[/{colour}]"
