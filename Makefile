@@ -5,11 +5,12 @@ PYTEST_WORKERS ?= 2
 # What MXNet, whose networks the zoo's are checked against, can be installed for.
 PYTHON311 ?= python3.11
 
-.PHONY: help setup demo test lint format bench originals lock clean
+.PHONY: help setup demo test test-originals lint format bench originals lock clean
 
 help:
 	@echo "make demo    simulated boards: deploy, bench, run a picture (light install)"
 	@echo "make test    every test that needs no hardware (full install)"
+	@echo "make test-originals  the zoo's networks beside MXNet's own, on PARITY_PICTURES (20) pictures"
 	@echo "make lint    ruff and mypy        make format  rewrite the layout"
 	@echo "make bench   the performance tables of README"
 	@echo "make originals  MXNet and GluonCV in an environment of their own: tests compare the zoo with them"
@@ -23,7 +24,10 @@ demo:
 	@scripts/demo.sh
 
 test: setup
-	$(BIN)/pytest -n $(PYTEST_WORKERS) --dist loadfile
+	$(BIN)/pytest -n $(PYTEST_WORKERS) --dist loadfile -m "not originals"
+
+test-originals: setup originals
+	$(BIN)/pytest -m originals tests/integration
 
 lint: setup
 	$(BIN)/ruff check .

@@ -28,12 +28,13 @@ from targets.detection.compare import Cuts, compare
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = ROOT / ".originals" / "bin" / "python"
 pytestmark = [
+    pytest.mark.originals,
     pytest.mark.skipif(not PYTHON.exists(), reason="MXNet and GluonCV are not there: make originals"),
     pytest.mark.timeout(1200),
 ]
 
 RTOL = 1e-4
-PICTURES, BATCH = 20, 4
+PICTURES, BATCH = int(os.environ.get("PARITY_PICTURES", "20")), 4
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 CUTS = Cuts(score=0.01, overlap=0.45, most=100)
 
@@ -159,4 +160,4 @@ def test_detectors(name: str, original: Original, tmp_path: Path, record_propert
     print(f"{name}: {matched} matched, {excused} on a threshold, {exact} of {PICTURES} pictures in the same order")
     assert matched > 80 * PICTURES and len(of_each_class) >= 3
     # Where two overlap by exactly the threshold, or two scores are equal, either is right: that is rare.
-    assert excused <= matched // 50 and exact >= PICTURES - 4
+    assert excused <= matched // 50 and exact >= 0.8 * PICTURES
