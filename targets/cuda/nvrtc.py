@@ -61,11 +61,11 @@ def supported() -> list[int]:
 
 def include_folders() -> list[Path]:
     """Where CUDA's headers lie. Raises CUDACompilerError."""
-    for root in _roots():
-        include = root / "include"
-        if (include / "cuda_fp16.h").is_file():
-            return [include, include / "cccl"]
-    raise CUDACompilerError("CUDA's headers are not installed", hint=HINT)
+    includes = [root / "include" for root in _roots()]
+    if not any((include / "cuda_fp16.h").is_file() for include in includes):
+        raise CUDACompilerError("CUDA's headers are not installed", hint=HINT)
+    folders = (folder for include in includes for folder in (include, include / "cccl"))
+    return [folder for folder in folders if folder.is_dir()]
 
 
 def _roots() -> list[Path]:
