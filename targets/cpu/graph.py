@@ -74,6 +74,13 @@ class Convolution:
 
 
 @dataclass(frozen=True, slots=True)
+class Interleaving:
+    """Pixels that a convolution gave apart, each part of its channels for one place within ``stride``."""
+
+    stride: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
 class IntegerConvolution:
     """``weights``: O, I, KH, KW of 8 bits; ``bias``: O of 32 bits. The program begins with the sums' scales."""
 
@@ -134,6 +141,7 @@ class Pointwise:
 
 Work = (
     Convolution
+    | Interleaving
     | Matrix
     | Pooling
     | GlobalAverage
@@ -144,7 +152,7 @@ Work = (
     | Quantisation
 )
 #: Layers whose kernels apply a program to what they store.
-WITH_PROGRAM = (Convolution, Matrix, Pooling, GlobalAverage, Pointwise)
+WITH_PROGRAM = (Convolution, Interleaving, Matrix, Pooling, GlobalAverage, Pointwise)
 
 
 @dataclass(eq=False, slots=True)

@@ -17,6 +17,7 @@ from targets.cpu.graph import (
     GlobalAverage,
     Graph,
     Grid,
+    Interleaving,
     Layer,
     Matrix,
     Opaque,
@@ -29,6 +30,7 @@ from targets.cpu.graph import (
 from targets.cpu.kernels.direct import Window
 from targets.cpu.kernels.program import OPERATORS, Operand, Result, Step
 from targets.cpu.layout import Shape
+from targets.cpu.transposed import apart
 
 
 def read(function: Any) -> Graph:
@@ -137,6 +139,26 @@ def _convolution(reader: _Reader, binding: Any, _output: Value) -> Layer | None:
         return None
     window = Window(_pair(weights.shape[2:]), _pair(attrs.strides), _pair(attrs.dilation), _sides(attrs.padding))
     return reader.layer(Convolution(weights, window, int(attrs.groups)), [image], binding)
+
+
+def _transposed(reader: _Reader, binding: Any, output: Value) -> Layer | None:
+    """A convolution, and its pixels put in their places."""
+    attrs, (image, kernel) = binding.value.attrs, binding.value.args
+    weights, x = constant(kernel), shape_of(image)
+    layouts = (str(attrs.data_layout), str(attrs.kernel_layout), str(attrs.out_layout) or "NCHW")
+    if weights is None or layouts != ("NCHW", "IOHW", "NCHW") or int(attrs.groups) != 1:
+        return None
+    before, after = picture(x), output.shape
+    if before is None or after is None or not isinstance(image, relax.Var):
+        return None
+    stride = _pair(attrs.strides)
+    found = apart(weights, stride, _sides(attrs.padding), _pair(attrs.dilation), before, after)
+    if stride == (1, 1):
+        return reader.layer(found.work, [image], binding)
+    parts = Value(relax.Var(f"{binding.var.name}_parts", relax.TensorType(found.shape, "float32")), found.shape)
+    parts.producer = Layer(found.work, [reader.value(image)], parts, [binding])
+    reader.nodes.append(parts.producer)
+    return Layer(Interleaving(stride), [parts], output, [binding])
 
 
 def _matrix(reader: _Reader, binding: Any, output: Value) -> Layer | None:
@@ -340,6 +362,7 @@ def _scalar(expr: Any) -> float | int | None:
 
 _RULES: dict[str, Callable[[_Reader, Any, Value], Layer | None]] = {
     "conv2d": _convolution,
+    "conv2d_transpose": _transposed,
     "matmul": _matrix,
     "max_pool2d": _pool("max"),
     "avg_pool2d": _pool("average"),
