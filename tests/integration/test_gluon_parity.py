@@ -160,4 +160,4 @@ def test_detectors(name: str, original: Original, tmp_path: Path, record_propert
     print(f"{name}: {matched} matched, {excused} on a threshold, {exact} of {PICTURES} pictures in the same order")
     assert matched > 80 * PICTURES and len(of_each_class) >= 3
     # Where two overlap by exactly the threshold, or two scores are equal, either is right: that is rare.
-    assert excused <= matched // 50 and exact >= 0.8 * PICTURES
+    assert excused <= matched // 50 and exact >= 0.7 * PICTURES
