@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from targets.base import SourceModel
 
 _MODULES = {
+    "fasterrcnn_resnet50_fpn": "controller.zoo.torchvision_detectors",
+    "maskrcnn_resnet50_fpn": "controller.zoo.torchvision_detectors",
     "mobilenet1.0": "controller.zoo.mobilenet",
     "mobilenet_v2": "controller.zoo.mobilenet",
     "resnet18": "controller.zoo.resnet",

@@ -77,32 +77,50 @@ def pt2_source(
             weights.fit(network, state, f"'{chosen.path}'")
         if around is not None:
             network = around(network).eval()
-        buffer = io.BytesIO()
-        height, width = preprocess.size
-        with torch.no_grad():
-            # The batch stays open, so that one export serves every batch size that a build asks for.
-            batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
-            program = torch.export.export(
-                network, (torch.zeros(2, len(preprocess.mean), height, width),), dynamic_shapes=({0: batch},)
-            )
-        # Into memory: with a path, torch would put its name into the file, and its digest would change with it.
-        torch.export.save(program, buffer)
+        data = exported(network, examples(preprocess))
         with disk_errors(path.name):
             make_directory(folder)
-            write_atomic(path, buffer.getvalue())
+            write_atomic(path, data)
     program = pt2_model.read(path)
     given = program.outputs
     if outputs:
         given = tuple(msgspec.structs.replace(spec, name=output) for spec, output in zip(given, outputs, strict=True))
+    images, *others = program.inputs
     return SourceModel(
         name=name,
         format="pt2",
         path=str(path),
         sha256=hash_file(path),
         origin=f"zoo:{name} weights={said}",
-        inputs=(msgspec.structs.replace(program.inputs[0], layout=preprocess.layout),),
+        inputs=(msgspec.structs.replace(images, layout=preprocess.layout), *others),
         outputs=given,
         preprocess=preprocess,
         postprocess=postprocess,
         labels=labels,
     )
+
+
+def examples(preprocess: Preprocess) -> tuple[Any, ...]:
+    """Two blank pictures as a network takes them; with their sizes, where pictures do not fill the input."""
+    import torch
+
+    height, width = preprocess.canvas if any(preprocess.canvas) else preprocess.size
+    images = torch.zeros(2, len(preprocess.mean), height, width)
+    if preprocess.resize != "fit":
+        return (images,)
+    return images, torch.tensor([preprocess.size] * 2, dtype=torch.float32)
+
+
+def exported(network: Any, given: tuple[Any, ...]) -> bytes:
+    """The bytes of a ``.pt2`` file of ``network``. The batch, the first dimension of all that it is given, is open, so
+    that one export serves every batch size that a build asks for.
+    """
+    import torch
+
+    buffer = io.BytesIO()
+    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
+    with torch.no_grad():
+        program = torch.export.export(network, given, dynamic_shapes=tuple({0: batch} for _ in given))
+    # Into memory: with a path, torch would put its name into the file, and its digest would change with it.
+    torch.export.save(program, buffer)
+    return buffer.getvalue()

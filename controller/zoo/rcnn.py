@@ -18,14 +18,15 @@ from torchvision.models.detection import image_list
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from controller.zoo import rcnn_parts
+from targets.base import Postprocess, Preprocess
 from targets.detection import operators  # noqa: F401  registers torch.ops.fleet
 
 #: torchvision.models.detection.roi_heads.RoIHeads.postprocess_detections: pixels that a detection has along each side.
 MIN_DETECTION = 1e-2
 #: Scores of what is no candidate: below every probability, and so is the lowest threshold.
 _NEVER, _ANY = -2.0, -1.0
-#: The other end of what the network gives beside the masks.
-OUTPUTS = ("boxes", "scores", "labels", "count")
+#: Version of what is built here: files exported from another one are not used again.
+DEFINITION = "1"
 
 
 class ExportableRcnn(nn.Module):  # type: ignore[misc]
@@ -170,6 +171,43 @@ class ExportableRcnn(nn.Module):  # type: ignore[misc]
             False,
         )
         return pooled
+
+
+def preprocess(size: tuple[int, int], network: GeneralizedRCNN) -> Preprocess:
+    """How pictures become ``images``: made as large as fits into ``size`` (height, width), and filled up with zeros.
+
+    It is what torchvision does with ``min_size = max_size`` of a square ``size``; its batches are as large as their
+    largest picture, these always as a picture of ``size``.
+    """
+    transform: Any = network.transform
+    step = transform.size_divisible
+    height, width = (math.ceil(side / step) * step for side in size)
+    return Preprocess(
+        size=size,
+        resize="fit",
+        filter="bilinear",
+        canvas=(height, width),
+        mean=tuple(transform.image_mean),
+        std=tuple(transform.image_std),
+    )
+
+
+def postprocess(network: GeneralizedRCNN) -> Postprocess:
+    """What the outputs of an :class:`ExportableRcnn` are."""
+    heads: Any = network.roi_heads
+    return Postprocess(
+        kind="detections",
+        score_threshold=heads.score_thresh,
+        iou_threshold=heads.nms_thresh,
+        max_boxes=heads.detections_per_img,
+        coordinates="pixels",
+    )
+
+
+def outputs(network: GeneralizedRCNN) -> tuple[str, ...]:
+    """Names of the outputs of an :class:`ExportableRcnn`, in order."""
+    heads: Any = network.roi_heads
+    return ("boxes", "scores", "labels", "count", "masks")[: 5 if heads.has_mask() else 4]
 
 
 def _by_name(features: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:

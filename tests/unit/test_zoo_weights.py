@@ -50,6 +50,7 @@ def test_every_network_is_described_with_its_weights() -> None:
         f"ssd_512_{backbone}_{data}" for backbone in ("resnet50_v1", "mobilenet1.0") for data in ("voc", "coco")
     ]
     detectors += ["ssd_512_resnet101_v2_voc", "ssd_300_vgg16_atrous_voc", "ssd_512_vgg16_atrous_coco"]
+    detectors += ["fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn"]
     own = ["shapes-classifier", "shapes-ssd"]
     assert zoo.names() == sorted([*torchvisions, "mobilenet1.0", *gluon, *detectors, *own])
     assert "random:SEED" in zoo.describe("resnet18")
