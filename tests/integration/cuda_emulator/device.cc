@@ -159,7 +159,7 @@ EXPORT CUresult cuModuleUnload(CUmodule module) {
   return CUDA_SUCCESS;
 }
 EXPORT CUresult cuModuleGetFunction(CUfunction* function, CUmodule module, const char* name) {
-  char symbol[1024];
+  char symbol[8192];
   snprintf(symbol, sizeof symbol, "%s__emulated", name);
   void* found = dlsym(module, symbol);
   *function = reinterpret_cast<CUfunction>(found);
