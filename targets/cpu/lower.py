@@ -121,8 +121,16 @@ def _matrix(work: Matrix, x: ImageType, program: Program, processor: Processor) 
     rows, inputs = x.shape[:2]
     outputs = len(work.weights)
     by_lane = choose.by_lane(processor)
-    sizes = {"lanes": processor.lanes, "registers": processor.registers, "l2_bytes": processor.l2_bytes}
-    tile, lanes = dense.plan(rows, inputs, outputs, **sizes, by_lane=by_lane)
+    tile, lanes = dense.plan(
+        rows,
+        inputs,
+        outputs,
+        lanes=processor.lanes,
+        registers=processor.registers,
+        l1_bytes=processor.l1_bytes,
+        l2_bytes=processor.l2_bytes,
+        by_lane=by_lane,
+    )
     spec = dense.Dense(rows, inputs, outputs, tile, lanes, program, by_lane)
     packed = dense.pack(work.weights, spec, transposed=True)
     return Call("dense", dense.dense, spec, (packed,), 2 * rows * inputs * outputs, f"matrix product, {spec.tile}")

@@ -163,7 +163,13 @@ def _matmul(call: Any, processor: Processor, lookup: Lookup) -> KernelCall | Non
     if transposed:
         right, b = before.args[0], _floats(before.args[0]) or b
     tile, lanes = dense.plan(
-        rows, inputs, outputs, lanes=processor.lanes, registers=processor.registers, l2_bytes=processor.l2_bytes
+        rows,
+        inputs,
+        outputs,
+        lanes=processor.lanes,
+        registers=processor.registers,
+        l1_bytes=processor.l1_bytes,
+        l2_bytes=processor.l2_bytes,
     )
     # Enough jobs for a few threads, if there are not as many matrices.
     chunk = -(-rows // min(rows, max(1, dense.THREADS // batch)))

@@ -175,8 +175,8 @@ class Draw:
 
     def matrix(self, rows: int, inputs: int, outputs: int) -> Case:
         p, form = self.processor, choose.by_lane(self.processor)
-        figures = {"lanes": p.lanes, "registers": p.registers, "l2_bytes": p.l2_bytes, "by_lane": form}
-        tile, width = dense.plan(rows, inputs, outputs, **figures)
+        caches = {"l1_bytes": p.l1_bytes, "l2_bytes": p.l2_bytes}
+        tile, width = dense.plan(rows, inputs, outputs, lanes=p.lanes, registers=p.registers, **caches, by_lane=form)
         y = ImageType((rows, outputs, 1, 1))
         spec = dense.Dense(rows, inputs, outputs, tile, width, NOTHING, form)
         x, weights = noise((rows, inputs, 1, 1)), noise((inputs, outputs, 1, 1), 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -68,9 +69,10 @@ def specs(draw: st.DrawFn) -> Dense:
         sums=draw(st.integers(1, 5)),
         chunk=tile_rows * draw(st.integers(1, 5)),
         depth=draw(st.integers(1, inputs)),
+        shares=draw(st.integers(1, 3)),
     )
     # More parts than a plan would ever make are a long program only.
-    tile = tile if inputs // tile.depth <= 4 else DenseTile(tile.rows, tile.blocks, tile.sums, tile.chunk, inputs)
+    tile = tile if inputs // tile.depth <= 4 else replace(tile, depth=inputs)
     program = draw(st.sampled_from((NOTHING, with_everything(rows, outputs))))
     return Dense(rows, inputs, outputs, tile, lanes, program, by_lane=draw(st.sampled_from(["", "fmla"])))
 
@@ -88,7 +90,7 @@ def test_any_tile_of_any_product(spec: Dense, transposed: bool) -> None:
 def test_planned_products(rows: int, inputs: int, outputs: int, lanes: int) -> None:
     """On this host every width of vector; a small cache so that panels are cut too."""
     registers = 32 if lanes == 16 else 16
-    tile, lanes = plan(rows, inputs, outputs, lanes=lanes, registers=registers, l2_bytes=128 << 10)
+    tile, lanes = plan(rows, inputs, outputs, lanes=lanes, registers=registers, l1_bytes=8 << 10, l2_bytes=128 << 10)
     assert difference(Dense(rows, inputs, outputs, tile, lanes, with_everything(rows, outputs))) < 1e-5
 
 
@@ -106,6 +108,7 @@ def test_plans_fit_the_processor(rows: int, inputs: int, outputs: int, processor
         outputs,
         lanes=processor.lanes,
         registers=processor.registers,
+        l1_bytes=processor.l1_bytes,
         l2_bytes=processor.l2_bytes,
         by_lane=by_lane,
     )
@@ -113,7 +116,9 @@ def test_plans_fit_the_processor(rows: int, inputs: int, outputs: int, processor
     assert lanes <= outputs and tile.rows <= rows and tile.chunk % tile.rows == 0 and 1 <= tile.depth <= inputs
     assert tile.rows * tile.blocks * tile.sums + min(tile.rows, tile.blocks) < processor.registers
     if tile.chunk > tile.rows:
-        assert 8 * tile.depth * tile.blocks * lanes <= processor.l2_bytes + 8 * tile.blocks * lanes
+        # A panel of weights and what it is multiplied with stay in the first cache, or as few inputs as there can be.
+        panel = 4 * tile.depth * (tile.blocks * lanes + tile.rows)
+        assert panel <= processor.l1_bytes or tile.depth <= lanes
     # Weights that were packed are hardly more than weights.
     assert spec.groups * tile.blocks * lanes <= outputs + tile.blocks * lanes
 
@@ -121,7 +126,7 @@ def test_plans_fit_the_processor(rows: int, inputs: int, outputs: int, processor
 def test_nothing_spills() -> None:
     """The sums are registers: a loop that kept them in memory would be several times as slow."""
     rows, inputs, outputs = 200, 300, 512
-    tile, lanes = plan(rows, inputs, outputs, lanes=16, registers=32, l2_bytes=2 << 20)
+    tile, lanes = plan(rows, inputs, outputs, lanes=16, registers=32, l1_bytes=48 << 10, l2_bytes=2 << 20)
     spec = Dense(rows, inputs, outputs, tile, lanes)
     library: Any = tvm.compile(
         tvm.IRModule({"main": dense(spec, "main")}), target={"kind": "llvm", "mcpu": "x86-64-v4"}

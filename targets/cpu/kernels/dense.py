@@ -17,7 +17,7 @@ import numpy.typing as npt
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from targets.cpu.kernels.images import argument, kernel, ramp, splat
+from targets.cpu.kernels.images import argument, kernel, prefetch, ramp, splat
 from targets.cpu.kernels.lanes import ByLane, instructions, multiply_add, multiply_adds
 from targets.cpu.kernels.program import NOTHING, Program, evaluate
 
@@ -28,11 +28,20 @@ THREADS = 4
 #: So many sums hide the latency of a multiply-add: two start in a cycle, each takes four.
 SUMS = 8
 #: What loads cost although they run beside multiply-adds. Measured: 6 × 4 vectors are faster than 14 × 2 and 8 × 2.
-LOAD_COST = 0.1
+LOAD_COST = 0.2
 #: Half cycles that a vector takes to come from memory, for a thread of several. Measured: 5 to 25 GB/s on 512 bits.
 MEMORY = 32
-#: Rows for which it pays to fetch a panel of weights from memory.
-PANEL_ROWS = 512
+#: Numbers between copied rows: rows a power of two apart would take each other's place in the first-level cache.
+APART = 16
+#: How much of the first-level cache a panel of weights takes, and the rows that it is multiplied with.
+PANEL_SHARE = 0.75
+#: How much of the second-level cache a chunk's copied inputs take.
+COPY_SHARE = 1 / 8
+#: How much of the time that a panel takes from memory is not hidden although it is asked for while the one before it
+#: is used. Measured: reading all weights for half as many rows each costs a tenth with 250 rows.
+SHOWS = 0.5
+#: Half cycles that it takes a job to copy one input of a row, a vector of them at a time.
+COPY = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +57,8 @@ class DenseTile:
     chunk: int
     #: Inputs for which a panel of weights stays in the cache while all rows of a chunk use it.
     depth: int
+    #: Jobs that share a chunk's columns, if it has more than one tile of rows: each copies the chunk.
+    shares: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,47 +106,64 @@ def pack(weights: npt.NDArray[np.float32], spec: Dense, transposed: bool = False
 
 
 def plan(
-    rows: int, inputs: int, outputs: int, *, lanes: int, registers: int, l2_bytes: int, by_lane: ByLane = ""
+    rows: int,
+    inputs: int,
+    outputs: int,
+    *,
+    lanes: int,
+    registers: int,
+    l1_bytes: int,
+    l2_bytes: int,
+    by_lane: ByLane = "",
 ) -> tuple[DenseTile, int]:
     """The tile for a product of this size, and its lanes.
 
-    ``lanes`` and ``registers`` are the processor's, ``l2_bytes`` is what one of its cores can count on.
+    ``lanes`` and ``registers`` are the processor's, ``l1_bytes`` and ``l2_bytes`` what one of its cores can count on.
     """
     while lanes > outputs:
         lanes //= 2
     blocks = _shares(outputs, lanes)
     parallel = rows * inputs * outputs >= PARALLEL_FROM
-
-    # Half of the cache is for x: all rows at once if it holds them, but panels come from memory, and many must pay it.
-    most = max(l2_bytes // (8 * inputs), PANEL_ROWS)
     far = MEMORY if inputs * outputs * 4 > l2_bytes else 0
 
-    def cost(choice: tuple[int, int, int]) -> tuple[float, int]:
-        """Half cycles for each input when ``r`` rows × ``g`` blocks are a tile and the rows ``n`` chunks.
+    def depth(r: int, g: int) -> int:
+        """Inputs in parts of equal size for which a panel and a tile's rows stay in the first cache."""
+        most = max(1, int(PANEL_SHARE * l1_bytes) // (4 * (g * lanes + r) * lanes)) * lanes
+        return min(inputs, _shares(_shares(inputs, _shares(inputs, most)), lanes) * lanes)
+
+    def cost(choice: tuple[int, int, int, int]) -> tuple[float, int]:
+        """Half cycles for each input when ``r`` rows × ``g`` blocks are a tile, in ``n`` chunks and ``m`` shares.
 
         In a cycle two multiply-adds start, two loads from the first cache, half a load from the second.
         """
-        r, g, n = choice
+        r, g, n, m = choice
         # One row gets several sums for each block instead of more rows.
-        latency = SUMS if rows > 1 else 0
-        tile = max(r * g, r + g, 4 * g, latency) + LOAD_COST * (r + g)
-        jobs = n * _shares(blocks, g)
+        tile = max(r * g, r + g, SUMS if rows > 1 else 0)
+        loads, groups, tiles = LOAD_COST * (r + g), _shares(blocks, g), _shares(_shares(rows, r), n)
+        if tiles == 1:
+            jobs, each = n * groups, max(max(tile, 4 * g) + loads, far * g)
+        else:
+            jobs = n * m
+            each = _shares(groups, m) * (tiles * (tile + loads) + SHOWS * far * g) + COPY * tiles * r
         busiest = _shares(jobs, THREADS) * THREADS if parallel else jobs
-        return busiest * (max(tile, far * g) + (_shares(_shares(rows, r), n) - 1) * tile), -r * g
+        return busiest * each, -r * g
 
-    def choices() -> Iterator[tuple[int, int, int]]:
+    def choices() -> Iterator[tuple[int, int, int, int]]:
         for r in range(1, min(rows, registers) + 1):
             for g in range(1, min(blocks, SUMS) + 1):
                 # Beside the sums: what is used more than once, and something to multiply it with.
-                if r * g + (r if by_lane else min(r, g)) + 1 < registers:
-                    least = _shares(rows, most)
-                    yield from ((r, g, n) for n in range(least, min(_shares(rows, r), least + THREADS) + 1))
+                if r * g + (r if by_lane else min(r, g)) + 1 >= registers:
+                    continue
+                tiles = _shares(rows, r)
+                # Most of the second cache is for sums and weights.
+                least = _shares(4 * rows * depth(r, g), int(COPY_SHARE * l2_bytes))
+                chunks = range(least, least + THREADS + 1) if tiles > 1 else (1,)
+                shares = {min(m, _shares(blocks, g)) for m in (1, 2, THREADS)} if tiles > 1 else (1,)
+                yield from ((r, g, n, m) for n in chunks if tiles == 1 or 2 * n <= tiles for m in shares)
 
-    r, g, n = min(choices(), key=cost)
+    r, g, n, m = min(choices(), key=cost)
     chunk = _shares(_shares(rows, r), n)
-    # The other half is for a panel of weights, in parts of equal depth, if any rows are to find it there.
-    depth = _shares(inputs, _shares(inputs * g * lanes * 8, l2_bytes)) if chunk > 1 else inputs
-    return DenseTile(r, g, max(1, SUMS // (r * g)), chunk * r, depth), lanes
+    return DenseTile(r, g, max(1, SUMS // (r * g)), chunk * r, depth(r, g) if chunk > 1 else inputs, m), lanes
 
 
 def _shares(count: int, size: int) -> int:
@@ -174,8 +202,8 @@ def dense(spec: Dense, name: str) -> Any:
         def register(cell: int, part: int = 0) -> Any:
             return ramp((part * len(cells) + cell) * lanes, lanes)
 
-        def multiply(sums: Any, group: Any, row: Any, start: Any, stop: int) -> None:
-            """Add what the inputs from ``start`` to ``start + stop`` give."""
+        def multiply(sums: Any, group: Any, start: Any, stop: int, number: Any) -> None:
+            """Add what the inputs from ``start`` to ``start + stop`` give; ``number(r, k, n)`` are ``n`` of a row."""
 
             def weight(k: Any, g: int) -> Any:
                 return weights[group, k, g, ramp(0, lanes)]
@@ -189,7 +217,7 @@ def dense(spec: Dense, name: str) -> Any:
                     tile.blocks,
                     tile.rows,
                     lambda lane, g: weight(first + lane, g),
-                    lambda r: x[row + r, ramp(first, vector)],
+                    lambda r: number(r, first, vector),
                 ):
                     index = register(r * tile.blocks + g, (part + lane) % tile.sums)
                     T.buffer_store(sums, add(sums[index]), [index])
@@ -198,7 +226,7 @@ def dense(spec: Dense, name: str) -> Any:
                 for lane in range(count):
                     for cell, (r, g) in enumerate(cells):
                         index = register(cell, lane % tile.sums)
-                        value = x[row + r, first + lane]
+                        value = number(r, first + lane, 1)
                         total = multiply_add(spec.by_lane, sums[index], weight(first + lane, g), value, lanes)
                         T.buffer_store(sums, total, [index])
 
@@ -227,38 +255,71 @@ def dense(spec: Dense, name: str) -> Any:
             return values[0]
 
         loop = T.parallel if work >= PARALLEL_FROM else T.serial
-        with loop(0, chunks * spec.groups) as job, instructions(spec.by_lane):
-            chunk, group = job // spec.groups, job % spec.groups
+        if chunk_tiles == 1:
+            with loop(0, chunks * spec.groups) as job, instructions(spec.by_lane):
+                row, group = tirx.min(job // spec.groups * tile.rows, spec.rows - tile.rows), job % spec.groups
+                sums = T.alloc_buffer((len(cells) * tile.sums * lanes,))
+                clear(sums)
+                multiply(sums, group, 0, spec.inputs, lambda r, k, n: x[row + r, ramp(k, n)])
+                for cell, (r, g) in enumerate(cells):
+                    finish(total(sums, cell), row + r, group * tile.blocks + g)
+            return
+        share = _shares(spec.groups, tile.shares)
+        with loop(0, chunks * tile.shares) as job, instructions(spec.by_lane):
+            # The last chunk, the last tile of rows and the last share are moved back so that they end with the others.
+            first_tile = T.bind(tirx.min(job // tile.shares * chunk_tiles, row_tiles - chunk_tiles))
+            first_group = T.bind(tirx.min(job % tile.shares * share, spec.groups - share))
             sums = T.alloc_buffer((len(cells) * tile.sums * lanes,))
-            # The last chunk, and the last tile of rows, are moved back so that they end with the rows.
-            first_tile = tirx.min(chunk * chunk_tiles, row_tiles - chunk_tiles)
+            copy = T.alloc_buffer((chunk_tiles * tile.rows, tile.depth + APART))
+            # Sums of all the chunk's tiles wait in the cache while other inputs' panels come by.
+            waiting = T.alloc_buffer((share * chunk_tiles, len(cells) * lanes)) if parts > 1 else None
 
             def row_of(index: Any) -> Any:
                 return tirx.min((first_tile + index) * tile.rows, spec.rows - tile.rows)
 
-            if parts == 1:
-                with T.serial(0, chunk_tiles) as index:
-                    row = row_of(index)
-                    clear(sums)
-                    multiply(sums, group, row, 0, spec.inputs)
-                    for cell, (r, g) in enumerate(cells):
-                        finish(total(sums, cell), row + r, group * tile.blocks + g)
-                return
-            # Sums of all the chunk's tiles wait in the cache while other inputs' panels come by.
-            waiting = T.alloc_buffer((chunk_tiles, len(cells) * lanes), "float32")
-            for part in range(parts):
+            def bring(start: Any, count: int) -> None:
+                """Copy inputs of the chunk's rows to where they lie together."""
+                vector = min(lanes, 1 << count.bit_length() - 1)
+                with T.serial(0, chunk_tiles) as index, T.serial(0, tile.rows) as r:
+                    row = T.bind(row_of(index) + r)
+                    with T.serial(0, _shares(count, vector)) as step:
+                        k = T.bind(tirx.min(step * vector, count - vector))
+                        T.buffer_store(copy, x[row, ramp(start + k, vector)], [index * tile.rows + r, ramp(k, vector)])
+
+            def fetch_ahead(nth: Any, start: Any, count: int, index: Any) -> None:
+                """Bring one tile's share of the next panel of weights nearer."""
+                ended = T.bind(nth + 1 == share)
+                group = T.bind(first_group + tirx.Select(ended, 0, nth + 1))
+                first = T.bind(tirx.Select(ended, start + count, start))
+                lines = _shares(tile.depth * tile.blocks, chunk_tiles)
+                with T.serial(0, lines) as line:
+                    at = index * lines + line
+                    prefetch(weights[group, first + at // tile.blocks, at % tile.blocks, 0])
+
+            def add(part: Any, count: int, last: bool) -> None:
+                """What one part of the inputs gives to all of the job's sums."""
                 start = part * tile.depth
-                with T.serial(0, chunk_tiles) as index:
-                    row = row_of(index)
+                bring(start, count)
+                with T.serial(0, share) as nth, T.serial(0, chunk_tiles) as index:
+                    group = first_group + nth
+                    fetch_ahead(nth, start, count, index)
                     clear(sums)
-                    multiply(sums, group, row, start, min(tile.depth, spec.inputs - start))
+                    multiply(sums, group, start, count, lambda r, k, n: copy[index * tile.rows + r, ramp(k - start, n)])
                     for cell, (r, g) in enumerate(cells):
-                        value, at = total(sums, cell), register(cell)
-                        if part:
-                            value = value + waiting[index, at]
-                        if part == parts - 1:
-                            finish(value, row + r, group * tile.blocks + g)
+                        value, at = total(sums, cell), [nth * chunk_tiles + index, register(cell)]
+                        if waiting is not None:
+                            value = value + waiting[tuple(at)]
+                        if last:
+                            finish(value, row_of(index) + r, group * tile.blocks + g)
                         else:
-                            T.buffer_store(waiting, value, [index, at])
+                            T.buffer_store(waiting, value, at)
+
+            if waiting is not None:
+                with T.serial(0, share * chunk_tiles) as index:
+                    for cell in range(len(cells)):
+                        T.buffer_store(waiting, splat(0.0, lanes), [index, register(cell)])
+                with T.serial(0, parts - 1) as part:
+                    add(part, tile.depth, last=False)
+            add(parts - 1, spec.inputs - (parts - 1) * tile.depth, last=True)
 
     return kernel(name, body)
