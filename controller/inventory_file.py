@@ -53,7 +53,7 @@ devices: []
 
 # Models by the name they are called here: the zoo's, or files beside this one.
 #  my-net:
-#    file: my-net.onnx
+#    file: my-net.onnx                  # or a Python function that returns a torch module: package.module:function
 #    weights: pretrained                # pretrained, a file, or random:SEED
 #    options: {{batch: 1}}
 #    preprocess: {{size: [224, 224], mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}}
@@ -210,12 +210,14 @@ class _Reader:
         where = f"model '{name}'"
         node = self.mapping(entry, line, where, _MODEL)
         file = self.string(node, "file", where)
-        if file:
+        if file and not _is_function(file):
             file = str(self.path.absolute().parent / file)
             if not Path(file).is_file():
                 self.wrong(_line(node, "file"), f"{where}: there is no file {file}")
             if Path(file).suffix not in (".onnx", ".pt2", ".fleet"):
-                self.wrong(_line(node, "file"), f"{where}: file must be .onnx, .pt2 or .fleet")
+                self.wrong(
+                    _line(node, "file"), f"{where}: file must be .onnx, .pt2 or .fleet, or package.module:function"
+                )
         return ModelEntry(
             name=name,
             file=file,
@@ -352,6 +354,15 @@ class _Reader:
             else:
                 self.wrong(_line(value, name), f"{where}: option '{name}' must be text, a number, true or false")
         return plain
+
+
+def _is_function(text: str) -> bool:
+    """Whether a model is what a Python function makes, and no file."""
+    if ":" not in text:
+        return False
+    from controller.zoo import entry
+
+    return entry.is_entry(text)
 
 
 def _is_endpoint(text: str) -> bool:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from controller.home import Home
-from targets import onnx_model, pt2_model
+from targets import onnx_model
 from targets.base import FleetError, ModelError, SourceModel
 from targets.files import hash_file, make_directory, write_atomic
 
 
 def resolve(model: str, *, weights: str = "", home: Home) -> SourceModel:
-    """The source of ``model``: a zoo name, or the path of an ``.onnx`` or ``.pt2`` file.
+    """The source of ``model``: a zoo name, the path of an ``.onnx`` or ``.pt2`` file, or ``package.module:function``.
 
-    What a file cannot say (labels, how to prepare a picture) is empty; use ``msgspec.structs.replace`` to set it.
+    What a file does not say (labels, how to prepare a picture) is empty; use ``msgspec.structs.replace`` to set it.
 
     Raises:
         ModelError: unreadable, or not a model; ``unknown-model`` for what is neither a file nor in the zoo.
@@ -22,21 +22,31 @@ def resolve(model: str, *, weights: str = "", home: Home) -> SourceModel:
     suffix = path.suffix.lower()
     if suffix in (".onnx", ".pt2"):
         if weights:
-            raise FleetError(
-                f"'{model}' is a file and holds its own weights; weights '{weights}' cannot be used with it",
-                code="bad-option",
-                hint="weights are chosen for models of the zoo only",
-            )
+            raise _own_weights(model, "is a file and holds", weights)
         return _onnx(path, home) if suffix == ".onnx" else _pt2(path)
     from controller import zoo
+    from controller.zoo import entry
 
+    if entry.is_entry(model):
+        if weights:
+            raise _own_weights(model, "makes", weights)
+        return entry.source(model, home)
     if zoo.has(model):
         return zoo.source(model, weights, home)
     is_file = path.exists() or "/" in model
     raise ModelError(
         f"'{model}' is not a model file" if is_file else f"there is no model '{model}'",
         code="unknown-model",
-        hint=f"give an .onnx or .pt2 file, or one of the zoo: {', '.join(zoo.names())}",
+        hint="give an .onnx or .pt2 file, a Python function (package.module:function), or one of the zoo: "
+        + ", ".join(zoo.names()),
+    )
+
+
+def _own_weights(model: str, why: str, weights: str) -> FleetError:
+    return FleetError(
+        f"'{model}' {why} its own weights; weights '{weights}' cannot be used with it",
+        code="bad-option",
+        hint="weights are chosen for models of the zoo only",
     )
 
 
@@ -80,13 +90,6 @@ def _joined(path: Path, home: Home) -> Path:
 
 
 def _pt2(path: Path) -> SourceModel:
-    program = pt2_model.read(path)
-    return SourceModel(
-        name=path.stem,
-        format="pt2",
-        path=str(path.absolute()),
-        sha256=hash_file(path),
-        origin=f"file:{path.name}",
-        inputs=program.inputs,
-        outputs=program.outputs,
-    )
+    from controller.zoo import entry
+
+    return entry.pt2(path, name=path.stem, origin=f"file:{path.name}", sha256=hash_file(path))

@@ -50,13 +50,14 @@ def pt2_source(
     rename: Callable[[str], str] | None = None,
     around: Callable[[Any], Any] | None = None,
     load: Callable[[Path], Mapping[str, Any]] = weights.load_state,
+    sizes: bool = False,
 ) -> SourceModel:
     """Make ``build()``'s network with weights from a file or a seed, and export it.
 
     ``said`` is how the origin names the weights; ``definition`` is the version of what ``build`` defines;
     ``outputs`` names what the network gives where torch's names say nothing; ``rename`` makes a parameter's name of
     what the original's files call it; ``around`` makes what is exported of the network that has its weights;
-    ``load`` reads the tensors of a file by name.
+    ``load`` reads the tensors of a file by name; with ``sizes`` the network takes these too, after the pictures.
     """
     require_torch()
     import torch
@@ -77,7 +78,7 @@ def pt2_source(
             weights.fit(network, state, f"'{chosen.path}'")
         if around is not None:
             network = around(network).eval()
-        data = exported(network, examples(preprocess))
+        data = exported(network, examples(preprocess, sizes=sizes))
         with disk_errors(path.name):
             make_directory(folder)
             write_atomic(path, data)
@@ -100,27 +101,30 @@ def pt2_source(
     )
 
 
-def examples(preprocess: Preprocess) -> tuple[Any, ...]:
-    """Two blank pictures as a network takes them; with their sizes, where pictures do not fill the input."""
+def examples(preprocess: Preprocess, *, sizes: bool = False) -> tuple[Any, ...]:
+    """Two blank pictures as a network takes them, and their ``sizes`` in them if it takes these too."""
     import torch
 
     height, width = preprocess.canvas if any(preprocess.canvas) else preprocess.size
     images = torch.zeros(2, len(preprocess.mean), height, width)
-    if preprocess.resize != "fit":
+    if not sizes:
         return (images,)
     return images, torch.tensor([preprocess.size] * 2, dtype=torch.float32)
 
 
-def exported(network: Any, given: tuple[Any, ...]) -> bytes:
-    """The bytes of a ``.pt2`` file of ``network``. The batch, the first dimension of all that it is given, is open, so
-    that one export serves every batch size that a build asks for.
+def exported(network: Any, given: tuple[Any, ...], extra: Mapping[str, str] | None = None) -> bytes:
+    """The bytes of a ``.pt2`` file of ``network``, with ``extra`` texts.
+
+    The batch, the first dimension of all that is ``given``, stays open where it is 2 or more and the network allows it,
+    so that one export serves every batch size that a build asks for.
     """
     import torch
 
     buffer = io.BytesIO()
-    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
+    batch = torch.export.Dim.AUTO(min=1, max=MAX_BATCH)
+    dynamic = tuple({0: batch} if each.shape[0] > 1 else None for each in given)
     with torch.no_grad():
-        program = torch.export.export(network, given, dynamic_shapes=tuple({0: batch} for _ in given))
+        program = torch.export.export(network, given, dynamic_shapes=dynamic)
     # Into memory: with a path, torch would put its name into the file, and its digest would change with it.
-    torch.export.save(program, buffer)
+    torch.export.save(program, buffer, extra_files=dict(extra or {}))
     return buffer.getvalue()

@@ -74,7 +74,8 @@ class ExportableRcnn(nn.Module):  # type: ignore[misc]
         for pool in pools:
             rcnn_parts.check_pool(pool, self.scales)
         #: What the heads look at: the coarsest level of a pyramid is the proposals' alone.
-        self.pooled = [name for name in features if any(name in pool.featmap_names for pool in pools)]
+        used = {name for pool in pools for name in rcnn_parts.levels(pool, self.scales)}
+        self.pooled = [name for name in features if name in used]
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
         features = _by_name(self.backbone(images))
@@ -161,7 +162,7 @@ class ExportableRcnn(nn.Module):  # type: ignore[misc]
         return pooled
 
     def _pool(self, pool: Any, levels: Mapping[str, Tensor], rois: Tensor) -> Tensor:
-        names = [name for name in levels if name in pool.featmap_names]
+        names = rcnn_parts.levels(pool, self.scales)
         pooled: Tensor = torch.ops.fleet.roi_align(
             [levels[name] for name in names],
             rois,
@@ -184,7 +185,7 @@ def preprocess(size: tuple[int, int], network: GeneralizedRCNN) -> Preprocess:
     height, width = (math.ceil(side / step) * step for side in size)
     return Preprocess(
         size=size,
-        resize="fit",
+        resize="stretch" if transform.fixed_size else "fit",
         filter="bilinear",
         canvas=(height, width),
         mean=tuple(transform.image_mean),

@@ -63,9 +63,18 @@ def check_anchors(of_levels: Sequence[int], made: int) -> None:
         raise refused(f"rpn.anchor_generator makes {made} anchors, rpn.head takes {sum(of_levels)}")
 
 
+def levels(pool: Any, scales: Mapping[str, float]) -> list[str]:
+    """The levels that a ``MultiScaleRoIAlign`` ever takes a box to.
+
+    It counts them from the finest by halves: of two levels of one scale the second is never taken.
+    """
+    names = [name for name in scales if name in pool.featmap_names]
+    return names[: round(math.log2(scales[names[0]] / scales[names[-1]])) + 1] if names else []
+
+
 def check_pool(pool: Any, scales: Mapping[str, float]) -> None:
     """Raises :class:`ModelError` for a pool that looks at no level of the pyramid, or in another way."""
-    used = [scales[name] for name in scales if name in pool.featmap_names]
+    used = [scales[name] for name in levels(pool, scales)]
     side, *others = pool.output_size
     if not used:
         raise refused(f"a RoIAlign is on {', '.join(pool.featmap_names)}, the backbone has {', '.join(scales)}")

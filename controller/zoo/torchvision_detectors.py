@@ -72,6 +72,7 @@ def source(name: str, text: str, home: Home) -> SourceModel:
         labels=labels(),
         home=home,
         outputs=rcnn.outputs(network),
+        sizes=True,
         rename=_present_name,
         around=lambda whole: rcnn.ExportableRcnn(whole, preprocess.canvas, pasted="pasted" in words),
     )
