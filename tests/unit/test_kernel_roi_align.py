@@ -12,14 +12,17 @@ import torch
 import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tvm import relax
+from tvm.relax.frontend.torch import from_exported_program
 
-from targets.cpu.compile import tvm_target
+from targets.cpu import passes
+from targets.cpu.compile import compile_module, tvm_target
 from targets.cpu.kernels import paste_masks as paste
 from targets.cpu.kernels import roi_align as roi
 from targets.cpu.kernels.paste_masks import PasteMasks
 from targets.cpu.kernels.roi_align import RoiAlign
 from targets.cpu.machine import X86_MACHINE
-from targets.detection import operators
+from targets.detection import calls, operators
 
 Array = npt.NDArray[Any]
 TARGET = tvm_target(X86_MACHINE, X86_MACHINE.processor("host"))
@@ -161,3 +164,38 @@ def test_masks_that_lie_outside_are_nothing() -> None:
     found = run(spec, masks, boxes, np.array([4], "int32"), result=np.full((1, 4, 20, 30), 99, "uint8"))
     assert not found[0, :2].any()
     assert not np.any(found == 99)
+
+
+# --- In a network ---------------------------------------------------------------------------------
+
+
+class Head(torch.nn.Module):
+    """All three operators, as a detector calls them."""
+
+    def forward(self, fine: torch.Tensor, coarse: torch.Tensor, rois: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        cells = torch.ops.fleet.roi_align([fine, coarse], rois, [0.25, 0.125], 4, 2, False)
+        scores = cells.mean((2, 3)).T[None].sigmoid()
+        boxes, best, labels, counts = torch.ops.fleet.class_nms(
+            rois[None, None, :, 1:].clamp(0, 64), scores, 0.5, 0.5, 0, 0, 10, 0.0, True
+        )
+        masks = torch.nn.functional.pad(best[:, :, None, None].expand(1, 10, 2, 2), (1, 1, 1, 1))
+        return boxes, best, labels, counts, torch.ops.fleet.paste_masks(masks, boxes, counts, 64, 70)
+
+
+def test_operators_of_a_network_become_kernels() -> None:
+    spec = RoiAlign(1, 3, ((16, 16), (8, 8)), (0.25, 0.125), 40, 4, 2, False, 1)
+    features, rois = scene(spec, 0)
+    inputs = [torch.from_numpy(each) for each in (*features, rois)]
+    program = torch.export.export(Head(), tuple(inputs)).run_decompositions()
+    module = from_exported_program(
+        program, run_ep_decomposition=False, unwrap_unit_return_tuple=True, custom_convert_map=calls.converters()
+    )
+    made = compile_module(passes.simplify()(module), X86_MACHINE, X86_MACHINE.processor("host"))
+    weights = [value for _, value in made.weights]
+    run = relax.VirtualMachine(made.executable, tvm.cpu(0))["main"]
+    found = [each.numpy() for each in run(*(tvm.runtime.tensor(each.numpy()) for each in inputs), *weights)]
+    expected = [each.numpy() for each in Head()(*inputs)]
+    assert expected[3][0] > 3
+    for mine, its in zip(found[:4], expected[:4], strict=True):
+        np.testing.assert_allclose(mine, its, rtol=1e-5, atol=1e-6)
+    assert np.abs(found[4].astype(int) - expected[4]).max() <= 1
