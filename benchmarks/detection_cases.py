@@ -169,21 +169,22 @@ def parity(ours: Worker, peer: Worker, built: Built, count: int, given: str) -> 
         if not comparison.same:
             notes.append(f"picture {index}: {comparison}")
         if "masks" in theirs:
-            lowest = min([lowest, *_ious(named["masks"][0, :rows] >= 128, theirs["masks"], mine, reference)])
+            lowest = min([lowest, *_ious(named["masks"][0, :rows, :height, :width] >= 128, theirs, mine, reference)])
     result = {"same": same, "worst": worst, "detections": found, "notes": notes}
     return {**result, "mask_iou": lowest} if manifest.outputs[-1].name == "masks" else result
 
 
-def _ious(ours: Any, theirs: Any, mine: Any, reference: Any) -> list[float]:
-    """Of the masks of detections that are the same, row by row."""
+def _ious(ours: Any, theirs: dict[str, Any], mine: Any, reference: Any) -> list[float]:
+    """Of the masks of detections that are the same, row by row; pixels that are ties are left out."""
     import numpy as np
 
     found = []
-    for row in range(min(len(ours), len(theirs))):
+    for row in range(min(len(ours), len(theirs["masks"]))):
         if abs(mine.scores[row] - reference.scores[row]) > RTOL or mine.labels[row] != reference.labels[row]:
             continue
-        union = np.logical_or(ours[row], theirs[row]).sum()
-        found.append(float(np.logical_and(ours[row], theirs[row]).sum() / union) if union else 1.0)
+        one, other = (mask & ~theirs["ties"][row] for mask in (ours[row], theirs["masks"][row]))
+        union = np.logical_or(one, other).sum()
+        found.append(float(np.logical_and(one, other).sum() / union) if union else 1.0)
     return found
 
 

@@ -11,6 +11,8 @@ from benchmarks.cpu_engines import EngineError, Job, _timed
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = ROOT / ".originals" / "bin" / "python"
+#: A pixel whose probability is so near one half is on either side of it.
+TIE = 1e-5
 
 
 class Torchvision:
@@ -45,7 +47,10 @@ class Torchvision:
         with np.load(path, allow_pickle=False) as arrays, self._torch.inference_mode():
             (found,) = self._network([self._tensor(arrays["picture"])])
         result = {name: found[name].numpy() for name in ("boxes", "scores")} | {"labels": found["labels"].numpy() - 1}
-        return result | ({"masks": found["masks"][:, 0].numpy() >= 0.5} if "masks" in found else {})
+        if "masks" in found:
+            masks = found["masks"][:, 0].numpy()
+            result |= {"masks": masks >= 0.5, "ties": np.abs(masks - 0.5) <= TIE}
+        return result
 
     def outputs(self) -> list[Any]:
         raise NotImplementedError
