@@ -12,13 +12,13 @@ from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from targets.cpu.database import Tuned
-from targets.cpu.graph import Array, Graph, Layer, Opaque, Value
+from targets.cpu.graph import Graph, Layer, Opaque, Value
 from targets.cpu.kernels.convert import Convert, convert
 from targets.cpu.kernels.program import OperandType, Program
 from targets.cpu.layers import LayerRow
 from targets.cpu.layout import PLAIN, ImageType, Layout
 from targets.cpu.layouts import Layouts, wanted
-from targets.cpu.lower import Call, lower
+from targets.cpu.lower import Call, lower, whole
 from targets.cpu.memory import OVER
 from targets.cpu.processors import Processor
 
@@ -108,7 +108,7 @@ class _Emitter:
                 operands.append(var)
             else:
                 types.append(OperandType("channel", ImageType((1, shape[1], 1, 1), Layout(output.layout.block))))
-                operands.append(relax.const(_whole(operand, output)))
+                operands.append(relax.const(whole(operand, output)))
         program = Program(tuple(layer.steps), tuple(types))
         call = lower(layer, [image for _, image in inputs], output, program, self._processor, self._tuned)
         arguments = [*(var for var, _ in inputs), *map(relax.const, call.constants), *operands]
@@ -188,13 +188,6 @@ def _operator(expr: Any) -> str:
 
 def _bytes(ty: Any) -> int:
     return math.prod(int(size) for size in ty.shape) * np.dtype(str(ty.dtype)).itemsize
-
-
-def _whole(values: Array, image: ImageType) -> Array:
-    """One number a channel, zeros up to whole blocks."""
-    padded = np.zeros(image.blocks * image.layout.block, np.float32)
-    padded[: len(values)] = values
-    return padded
 
 
 @mutator

@@ -74,6 +74,19 @@ class Convolution:
 
 
 @dataclass(frozen=True, slots=True)
+class Separable:
+    """A depthwise convolution with a program of its own, and the 1×1 convolution of what it gives.
+
+    The program's operands are one number a channel; ``weights``: O, I, 1, 1.
+    """
+
+    depthwise: Convolution
+    steps: tuple[Step, ...]
+    operands: tuple[Array, ...]
+    weights: Array
+
+
+@dataclass(frozen=True, slots=True)
 class Interleaving:
     """Pixels that a convolution gave apart, each part of its channels for one place within ``stride``."""
 
@@ -141,6 +154,7 @@ class Pointwise:
 
 Work = (
     Convolution
+    | Separable
     | Interleaving
     | Matrix
     | Pooling

@@ -15,6 +15,7 @@ from targets.cpu.graph import (
     Pooling,
     Quantisation,
     Resizing,
+    Separable,
     Value,
 )
 from targets.cpu.kernels.direct import Window
@@ -42,7 +43,7 @@ def has_kernel(layer: Layer, blocked: set[Value], lanes: int) -> bool:
     work = layer.work
     # Integers were chosen for kernels that there are.
     integers = any(value.dtype != "float32" for value in (*layer.reads, layer.output))
-    if isinstance(work, Convolution | Matrix | Quantisation) or integers:
+    if isinstance(work, Convolution | Separable | Matrix | Quantisation) or integers:
         return True
     if layer.output.rank != 4 and not isinstance(work, GlobalAverage):
         return False
@@ -84,6 +85,8 @@ def wanted(layer: Layer, value: Value, blocked: set[Value], lanes: int) -> Layou
         return PLAIN
     if isinstance(work, IntegerConvolution):
         return Layout(width(value, lanes), *border(work.window, *_shapes(layer)))
+    if isinstance(work, Separable):
+        return Layout(lanes, *border(work.depthwise.window, *_shapes(layer)))
     # Pools read pixels of the picture alone.
     if isinstance(work, Convolution):
         return Layout(block, *border(work.window, *_shapes(layer)))
@@ -129,7 +132,7 @@ class Layouts:
         pairs = [
             (operand, node.output)
             for node in reversed(graph.nodes)
-            if isinstance(node, Layer) and isinstance(node.work, Convolution | Pointwise)
+            if isinstance(node, Layer) and isinstance(node.work, Convolution | Separable | Pointwise)
             for operand in node.operands
             if isinstance(operand, Value)
             and last[operand] is node

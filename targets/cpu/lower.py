@@ -24,6 +24,7 @@ from targets.cpu.graph import (
     Pooling,
     Quantisation,
     Resizing,
+    Separable,
 )
 from targets.cpu.grouped import widen
 from targets.cpu.kernels import (
@@ -37,13 +38,16 @@ from targets.cpu.kernels import (
     pool,
     quantise,
     resize,
+    separable,
     winograd,
 )
-from targets.cpu.kernels.program import Program
-from targets.cpu.layout import ImageType
+from targets.cpu.kernels.direct import Window
+from targets.cpu.kernels.program import OperandType, Program
+from targets.cpu.layout import ImageType, Layout
 from targets.cpu.problem import Problem, Spec, chosen
 from targets.cpu.processors import Processor
 from targets.cpu.quantised import product
+from targets.cpu.separable import plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,8 @@ def lower(
     match work:
         case Convolution():
             return _convolution(work, x, output, program, processor, tuned)
+        case Separable():
+            return _separable(work, x, output, program, processor, tuned)
         case Matrix():
             return _matrix(work, x, program, processor)
         case Pooling():
@@ -149,6 +155,36 @@ def _convolution(
     choice = f"{made.words}, tuned" if measured else made.words
     over = _alike(program, y, 2) if _once(spec) else None
     return Call(made.name, made.build, spec, (made.pack(weights, spec),), flops, choice, over)
+
+
+def _separable(
+    work: Separable, x: ImageType, y: ImageType, program: Program, processor: Processor, tuned: Tuned
+) -> Call:
+    first = work.depthwise
+    between = ImageType((*x.shape[:2], *y.shape[2:]), Layout(x.layout.block))
+    last, measured = chosen(Problem(between, y, Window((1, 1)), 1, program), processor, tuned)
+    assert isinstance(last, direct.DirectConv)
+    numbers = OperandType("channel", ImageType((1, x.shape[1], 1, 1), between.layout))
+    own = Program(work.steps, (numbers,) * len(work.operands))
+    spec = plan(x, first.window, own, last, processor)
+    constants = (
+        depthwise.pack(first.weights, spec.depthwise),
+        *(whole(each, between) for each in work.operands),
+        direct.pack(work.weights, spec.pointwise),
+    )
+    flops = 2 * (math.prod(first.weights.shape[1:]) * math.prod(between.shape) + x.shape[1] * math.prod(y.shape))
+    words = [kernel(part).words for part in (spec.depthwise, spec.pointwise)]
+    choice = f"{words[0]}, {separable.scratch(spec).shape[2]} rows at a time, then {words[1]}"
+    over = _alike(program, y, 1 + len(constants))
+    choice += ", tuned" * measured
+    return Call("separable_conv2d", separable.separable, spec, constants, flops, choice, over)
+
+
+def whole(values: npt.NDArray[np.float32], image: ImageType) -> npt.NDArray[np.float32]:
+    """One number a channel, zeros up to whole blocks."""
+    padded = np.zeros(image.blocks * image.layout.block, np.float32)
+    padded[: len(values)] = values
+    return padded
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from targets.cpu.processors import Processor
 from targets.cpu.quantised import quantise
 from targets.cpu.read import read
 from targets.cpu.rows import outline
+from targets.cpu.separable import join
 
 
 def optimise(module: Any, processor: Processor, tuned: Tuned | None = None) -> tuple[Any, LayerTable]:
@@ -27,6 +28,7 @@ def optimise(module: Any, processor: Processor, tuned: Tuned | None = None) -> t
         graph = read(module[name])
         fuse(graph)
         quantise(graph, processor)
+        join(graph, processor)
         module, of_function = emit(module, name, graph, Layouts(graph, processor.lanes), processor, tuned or Tuned())
         rows += of_function
     return _measured(module, rows, processor)

@@ -100,9 +100,26 @@ class Mixed(nn.Module):
         )
 
 
+class Mobile(nn.Module):
+    """Inverted residuals and a separable convolution, on pictures whose rows threads divide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 20, 3, 2, 1)
+        self.expand, self.depthwise = nn.Conv2d(20, 40, 1), nn.Conv2d(40, 40, 3, 1, 1, groups=40)
+        self.project = nn.Conv2d(40, 20, 1)
+        self.other, self.last = nn.Conv2d(20, 20, 5, 2, 2, groups=20), nn.Conv2d(20, 36, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.relu6(self.stem(x))
+        x = x + self.project(functional.relu6(self.depthwise(functional.relu6(self.expand(x)))))
+        return functional.hardswish(self.last(functional.silu(self.other(x))))
+
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "residual": (Residual, (2, 3, 50, 47)),
     "gated": (Gated, (1, 8, 13, 10)),
+    "mobile": (Mobile, (2, 3, 80, 68)),
     "dense": (Dense, (1, 16, 12, 18)),
     "mixed": (Mixed, (2, 16, 9, 9)),
 }

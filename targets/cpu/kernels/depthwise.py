@@ -7,7 +7,7 @@ weights stay in registers, and each pixel that is loaded goes into all the sums 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,57 +97,75 @@ def pack(weights: npt.NDArray[np.float32], spec: Depthwise) -> npt.NDArray[np.fl
 def depthwise(spec: Depthwise, name: str) -> Any:
     """Arguments: x, packed weights, the program's operands, y. Raises ValueError for a tile larger than the picture."""
     batch, _, height, width = spec.y.shape
-    if spec.rows > height or spec.columns > width:
-        raise ValueError(f"a tile of {spec.rows} x {spec.columns} does not fit {spec.y}")
-    blocks, lanes = spec.y.blocks, spec.y.layout.block
-    window, rows, columns = spec.window, spec.rows, spec.columns
-    (kernel_h, kernel_w), (stride_h, stride_w), (dilation_h, dilation_w) = window.kernel, window.stride, window.dilation
-    top, left, _, _ = window.padding
-    row_tiles, column_tiles = -(-height // rows), -(-width // columns)
-    taken = rows_per_job(spec.y, row_tiles, blocks)
+    row_tiles, column_tiles = -(-height // spec.rows), -(-width // spec.columns)
+    taken = rows_per_job(spec.y, row_tiles, spec.y.blocks)
     strips = row_tiles // taken
     touched = size_bytes(spec.x) + size_bytes(spec.y)
 
-    def register(r: int, c: int) -> int:
-        return r * columns + c
-
     def body() -> None:
         x = Image.argument("x", spec.x)
-        weights = argument("weights", (blocks, kernel_h, kernel_w, lanes))
+        weights = weights_argument(spec)
         program = Bound(spec.program)
         y = Image.argument("y", spec.y)
+        tile = tiles(spec, x, weights, program)
 
-        with jobs(batch * blocks * strips, touched) as job:
-            n, block, strip = split_job(job, spec.y, blocks, strips)
-            sums = Registers(rows * columns, lanes)
+        with jobs(batch * spec.y.blocks * strips, touched) as job:
+            n, block, strip = split_job(job, spec.y, spec.y.blocks, strips)
 
-            def tile(row: Expr, column: Expr) -> None:
-                for r, c in itertools.product(range(rows), range(columns)):
-                    sums[register(r, c)] = splat(0.0, lanes)
-                with T.serial(0, kernel_h) as ky:
-                    for first in range(0, kernel_w, HELD):
-                        part = range(first, min(first + HELD, kernel_w))
-                        held = {kx: T.bind(weights[block, ky, kx, ramp(0, lanes)]) for kx in part}
-                        for r in range(rows):
-                            add_row(r, held, (row + r) * stride_h + ky * dilation_h - top, column * stride_w - left)
-                for r, c in itertools.product(range(rows), range(columns)):
-                    where = (n, block, row + r, column + c)
-                    y.put(*where, program(sums[register(r, c)], lanes, *where))
-
-            def add_row(r: int, held: dict[int, Expr], at: Expr, origin: Expr) -> None:
-                takers_of: dict[int, list[tuple[int, int]]] = {}
-                for c, kx in itertools.product(range(columns), held):
-                    takers_of.setdefault(kx * dilation_w + c * stride_w, []).append((c, kx))
-                for position, takers in sorted(takers_of.items()):
-                    pixel = T.bind(x.vector(n, block, at, origin + position))
-                    for c, kx in takers:
-                        sums[register(r, c)] = sums[register(r, c)] + pixel * held[kx]
+            def store(row: Expr, column: Expr, value: Expr) -> None:
+                y.put(n, block, row, column, value)
 
             with T.serial(0, taken) as row_tile:
                 # The last tile of a row or column is moved back so that it ends with the picture.
-                row = tirx.min((strip * taken + row_tile) * rows, height - rows)
+                row = tirx.min((strip * taken + row_tile) * spec.rows, height - spec.rows)
                 with T.serial(0, column_tiles) as column_tile:
-                    tile(row, tirx.min(column_tile * columns, width - columns))
-                y.clear_border(n, block, row, rows)
+                    tile(n, block, row, tirx.min(column_tile * spec.columns, width - spec.columns), store)
+                y.clear_border(n, block, row, spec.rows)
 
     return kernel(name, body)
+
+
+def weights_argument(spec: Depthwise, name: str = "weights") -> Any:
+    """The argument for what :func:`pack` gives."""
+    return argument(name, (spec.y.blocks, *spec.window.kernel, spec.y.layout.block))
+
+
+def tiles(
+    spec: Depthwise, x: Image, weights: Any, program: Bound
+) -> Callable[[Expr, Expr, Expr, Expr, Callable[[Expr, Expr, Expr], None]], None]:
+    """What computes one tile of a block, given picture, block, its first row and column, and what stores a pixel.
+
+    Raises ValueError for a tile larger than the picture.
+    """
+    _, _, height, width = spec.y.shape
+    if spec.rows > height or spec.columns > width:
+        raise ValueError(f"a tile of {spec.rows} x {spec.columns} does not fit {spec.y}")
+    lanes, rows, columns, window = spec.y.layout.block, spec.rows, spec.columns, spec.window
+    (kernel_h, kernel_w), (stride_h, stride_w), (dilation_h, dilation_w) = window.kernel, window.stride, window.dilation
+    top, left, _, _ = window.padding
+    pixels = list(itertools.product(range(rows), range(columns)))
+
+    def compute(n: Expr, block: Expr, row: Expr, column: Expr, store: Callable[[Expr, Expr, Expr], None]) -> None:
+        sums = Registers(rows * columns, lanes)
+
+        def add_row(r: int, held: dict[int, Expr], at: Expr, origin: Expr) -> None:
+            takers_of: dict[int, list[tuple[int, int]]] = {}
+            for c, kx in itertools.product(range(columns), held):
+                takers_of.setdefault(kx * dilation_w + c * stride_w, []).append((c, kx))
+            for position, takers in sorted(takers_of.items()):
+                pixel = T.bind(x.vector(n, block, at, origin + position))
+                for c, kx in takers:
+                    sums[r * columns + c] = sums[r * columns + c] + pixel * held[kx]
+
+        for index in range(len(pixels)):
+            sums[index] = splat(0.0, lanes)
+        with T.serial(0, kernel_h) as ky:
+            for first in range(0, kernel_w, HELD):
+                part = range(first, min(first + HELD, kernel_w))
+                held = {kx: T.bind(weights[block, ky, kx, ramp(0, lanes)]) for kx in part}
+                for r in range(rows):
+                    add_row(r, held, (row + r) * stride_h + ky * dilation_h - top, column * stride_w - left)
+        for index, (r, c) in enumerate(pixels):
+            store(row + r, column + c, program(sums[index], lanes, n, block, row + r, column + c))
+
+    return compute

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -91,6 +91,55 @@ def pack(weights: npt.NDArray[np.float32], spec: DirectConv) -> npt.NDArray[np.f
 
 def direct_conv(spec: DirectConv, name: str) -> Any:
     """Arguments: x, packed weights, the program's operands, y. Raises ValueError for a tile that does not fit."""
+
+    def body() -> None:
+        x = Image.argument("x", spec.x)
+        weights = weights_argument(spec)
+        program = Bound(spec.program)
+        y = Image.argument("y", spec.y)
+        compute = strips_of_tiles(spec, weights, program, y)
+        groups, strips = spec.y.blocks // spec.tile.blocks, strip_count(spec)
+        with T.parallel(0, groups * spec.y.shape[0] * strips) as job, instructions(spec.by_lane):
+            n, group, strip = split_job(job, spec.y, groups, strips)
+            compute(x, n, group, strip)
+
+    return kernel(name, body)
+
+
+def weights_argument(spec: DirectConv) -> Any:
+    """The argument for what :func:`pack` gives."""
+    a, b, g = spec.x.layout.block, spec.y.layout.block, spec.tile.blocks
+    input_blocks = -(-(spec.x.shape[1] // spec.groups) // a)
+    return argument("weights", (spec.y.blocks // g, input_blocks, *spec.window.kernel, a, g, b))
+
+
+def row_tiles_of(spec: DirectConv) -> int:
+    """Rows of tiles in the result."""
+    return -(-spec.y.shape[2] // spec.tile.rows)
+
+
+def strip_count(spec: DirectConv) -> int:
+    """Strips in the result."""
+    return -(-row_tiles_of(spec) // spec.tile.strip)
+
+
+class Pixels(Protocol):
+    """Where a convolution finds its input."""
+
+    def scalar(self, n: Any, block: Any, y: Any, x: Any, lane: Any) -> Any:
+        """One channel of one pixel."""
+
+    def vector(self, n: Any, block: Any, y: Any, x: Any) -> Any:
+        """A block of channels of one pixel."""
+
+
+def strips_of_tiles(
+    spec: DirectConv, weights: Any, program: Bound, y: Image
+) -> Callable[[Pixels, Any, Any, Any], None]:
+    """What computes one strip of a group of blocks of output channels; it is given the input, n, group and strip.
+
+    Raises ValueError for a tile that does not fit.
+    """
     (batch, channels, _, _), (_, _, out_height, out_width) = spec.x.shape, spec.y.shape
     channels //= spec.groups
     (kernel_h, kernel_w), (stride_h, stride_w) = spec.window.kernel, spec.window.stride
@@ -98,9 +147,8 @@ def direct_conv(spec: DirectConv, name: str) -> Any:
     a, b = spec.x.layout.block, spec.y.layout.block
     tile = spec.tile
     # Of output blocks; each reads the input blocks of its own group of channels.
-    groups = spec.y.blocks // tile.blocks
-    per_group = groups // spec.groups
-    row_tiles, column_tiles = -(-out_height // tile.rows), -(-out_width // tile.columns)
+    per_group = spec.y.blocks // tile.blocks // spec.groups
+    row_tiles, column_tiles = row_tiles_of(spec), -(-out_width // tile.columns)
     full_blocks, rest = divmod(channels, a)
     if tile.depth and full_blocks % tile.depth:
         raise ValueError(f"{tile} does not divide {full_blocks} blocks of input channels")
@@ -109,161 +157,156 @@ def direct_conv(spec: DirectConv, name: str) -> Any:
     # Positions of the window in a row that are written out.
     span = max(n for n in range(1, MAX_SPAN + 1) if kernel_w % n == 0) if spec.by_lane and a == 1 else 1
 
-    def body() -> None:
-        x = Image.argument("x", spec.x)
-        weights = argument("weights", (groups, input_blocks, kernel_h, kernel_w, a, tile.blocks, b))
-        program = Bound(spec.program)
-        y = Image.argument("y", spec.y)
-        pixels = [(r, c) for r in range(tile.rows) for c in range(tile.columns)]
+    pixels = [(r, c) for r in range(tile.rows) for c in range(tile.columns)]
 
-        def register(g: int, pixel: int) -> int:
-            return g * len(pixels) + pixel
+    def register(g: int, pixel: int) -> int:
+        return g * len(pixels) + pixel
 
-        strips = -(-row_tiles // tile.strip)
-        tiles = tile.strip * column_tiles
-        sums_length = tile.blocks * len(pixels) * b
-        depth = tile.depth or full_blocks
-        waits = full_blocks > depth and tiles > 1
-        # Tiles that a thread computes before it takes the next group of output channels.
-        takers = tiles if by_rows(spec.y) else strips * tiles
-        # Where threads divide the channels, weights come from memory: those of the next group while this one is used.
-        streams = not waits and batch == 1 and 1 < takers <= MAX_TAKERS
-        with T.parallel(0, groups * batch * strips) as job, instructions(spec.by_lane):
-            n, group, strip = split_job(job, spec.y, groups, strips)
-            first_block = group // per_group * input_blocks
-            first_row_tile = tirx.min(strip * tile.strip, row_tiles - tile.strip)
-            sums = Registers(tile.blocks * len(pixels), b)
+    strips = strip_count(spec)
+    tiles = tile.strip * column_tiles
+    sums_length = tile.blocks * len(pixels) * b
+    depth = tile.depth or full_blocks
+    waits = full_blocks > depth and tiles > 1
+    # Tiles that a thread computes before it takes the next group of output channels.
+    takers = tiles if by_rows(spec.y) else strips * tiles
+    # Where threads divide the channels, weights come from memory: those of the next group while this one is used.
+    streams = not waits and batch == 1 and 1 < takers <= MAX_TAKERS
 
-            def corner(index: Any) -> tuple[Any, Any]:
-                """First row and column of a tile. The last of a row or column is moved back to end with the picture."""
-                row = tirx.min((first_row_tile + index // column_tiles) * tile.rows, out_height - tile.rows)
-                return row, tirx.min(index % column_tiles * tile.columns, out_width - tile.columns)
+    def compute(x: Pixels, n: Any, group: Any, strip: Any) -> None:
+        first_block = group // per_group * input_blocks
+        first_row_tile = tirx.min(strip * tile.strip, row_tiles - tile.strip)
+        sums = Registers(tile.blocks * len(pixels), b)
 
-            def clear() -> None:
-                for index in range(tile.blocks * len(pixels)):
-                    sums[index] = splat(0.0, b)
+        def corner(index: Any) -> tuple[Any, Any]:
+            """First row and column of a tile. The last of a row or column is moved back to end with the picture."""
+            row = tirx.min((first_row_tile + index // column_tiles) * tile.rows, out_height - tile.rows)
+            return row, tirx.min(index % column_tiles * tile.columns, out_width - tile.columns)
 
-            def fetch_ahead(weight: Any, index: Any, takers: int) -> None:
-                """Bring a share of some weights that are needed next nearer: that of one tile, of so many."""
-                lines = a * tile.blocks
-                share = -(-lines // takers)
-                with T.serial(0, share) as line:
-                    at = tirx.min(index * share + line, lines - 1)
-                    prefetch(weight(at // tile.blocks, at % tile.blocks))
+        def clear() -> None:
+            for index in range(tile.blocks * len(pixels)):
+                sums[index] = splat(0.0, b)
 
-            def multiply(row: Any, column: Any, block: Any, lanes: int, index: Any = None) -> None:
-                """Add what a block of input channels gives to the strip's tile ``index``."""
-                with T.serial(0, kernel_h) as ky, T.serial(0, kernel_w // span) as part:
+        def fetch_ahead(weight: Any, index: Any, takers: int) -> None:
+            """Bring a share of some weights that are needed next nearer: that of one tile, of so many."""
+            lines = a * tile.blocks
+            share = -(-lines // takers)
+            with T.serial(0, share) as line:
+                at = tirx.min(index * share + line, lines - 1)
+                prefetch(weight(at // tile.blocks, at % tile.blocks))
 
-                    def at(pixel: int, k: int) -> tuple[Any, Any]:
-                        (r, c), kx = pixels[pixel], part * span + k
-                        return (
-                            (row + r) * stride_h + ky * dilation_h - top,
-                            (column + c) * stride_w + kx * dilation_w - left,
-                        )
+        def multiply(row: Any, column: Any, block: Any, lanes: int, index: Any = None) -> None:
+            """Add what a block of input channels gives to the strip's tile ``index``."""
+            with T.serial(0, kernel_h) as ky, T.serial(0, kernel_w // span) as part:
 
-                    def weight(lane: Any, g: int, k: int = 0) -> Any:
-                        return weights[group, block, ky, part * span + k, lane, g, ramp(0, b)]
+                def at(pixel: int, k: int) -> tuple[Any, Any]:
+                    (r, c), kx = pixels[pixel], part * span + k
+                    return (
+                        (row + r) * stride_h + ky * dilation_h - top,
+                        (column + c) * stride_w + kx * dilation_w - left,
+                    )
 
-                    def vector(pixel: int) -> Any:
-                        return x.vector(n, first_block + block, *at(pixel, 0))
+                def weight(lane: Any, g: int, k: int = 0) -> Any:
+                    return weights[group, block, ky, part * span + k, lane, g, ramp(0, b)]
 
-                    def scalar(lane: Any, pixel: int, k: int = 0) -> Any:
-                        return x.scalar(n, first_block + block, *at(pixel, k), lane)
+                def vector(pixel: int) -> Any:
+                    return x.vector(n, first_block + block, *at(pixel, 0))
 
-                    sizes = (b, tile.blocks, len(pixels))
+                def scalar(lane: Any, pixel: int, k: int = 0) -> Any:
+                    return x.scalar(n, first_block + block, *at(pixel, k), lane)
 
-                    def next_weight(lane: Any, g: Any) -> Any:
-                        next_group, next_block = (group, block + depth) if waits else (group + 1, block)
-                        return weights[next_group, next_block, ky, part * span, lane, g, 0]
+                sizes = (b, tile.blocks, len(pixels))
 
-                    if waits and index is not None:
-                        fetch_ahead(next_weight, index, tiles)
-                    elif streams and index is not None:
-                        fetch_ahead(next_weight, index if by_rows(spec.y) else strip * tiles + index, takers)
-                    if not spec.by_lane:
-                        written = math.gcd(lanes, WRITTEN_OUT)
-                        with T.serial(0, lanes // written) as step:
-                            for lane, pixel, g in product(range(written), range(len(pixels)), range(tile.blocks)):
-                                channel, index = step * written + lane, register(g, pixel)
-                                factor = splat(scalar(channel, pixel), b)
-                                sums[index] = sums[index] + factor * weight(channel, g)
-                    elif lanes == a > 1:
-                        for _, g, pixel, add in multiply_adds(spec.by_lane, a, *sizes, weight, vector):
-                            sums[register(g, pixel)] = add(sums[register(g, pixel)])
-                    else:
-                        # Channels of a block that is not whole, or positions of the window in a plain picture.
-                        for g, pixel, add in multiply_adds_of_numbers(
-                            spec.by_lane,
-                            lanes if a > 1 else span,
-                            *sizes,
-                            weight if a > 1 else lambda k, g: weight(0, g, k),
-                            scalar if a > 1 else lambda k, pixel: scalar(0, pixel, k),
-                        ):
-                            sums[register(g, pixel)] = add(sums[register(g, pixel)])
+                def next_weight(lane: Any, g: Any) -> Any:
+                    next_group, next_block = (group, block + depth) if waits else (group + 1, block)
+                    return weights[next_group, next_block, ky, part * span, lane, g, 0]
 
-            def finish(index: Any) -> None:
-                row, column = corner(index)
-                if rest:
-                    multiply(row, column, full_blocks, rest)
-                for g in range(tile.blocks):
-                    for pixel, (r, c) in enumerate(pixels):
-                        where = (n, group * tile.blocks + g, row + r, column + c)
-                        with unless_overlapped(index, r, c):
-                            y.put(*where, program(sums[register(g, pixel)], b, *where))
+                if waits and index is not None:
+                    fetch_ahead(next_weight, index, tiles)
+                elif streams and index is not None:
+                    fetch_ahead(next_weight, index if by_rows(spec.y) else strip * tiles + index, takers)
+                if not spec.by_lane:
+                    written = math.gcd(lanes, WRITTEN_OUT)
+                    with T.serial(0, lanes // written) as step:
+                        for lane, pixel, g in product(range(written), range(len(pixels)), range(tile.blocks)):
+                            channel, index = step * written + lane, register(g, pixel)
+                            factor = splat(scalar(channel, pixel), b)
+                            sums[index] = sums[index] + factor * weight(channel, g)
+                elif lanes == a > 1:
+                    for _, g, pixel, add in multiply_adds(spec.by_lane, a, *sizes, weight, vector):
+                        sums[register(g, pixel)] = add(sums[register(g, pixel)])
+                else:
+                    # Channels of a block that is not whole, or positions of the window in a plain picture.
+                    for g, pixel, add in multiply_adds_of_numbers(
+                        spec.by_lane,
+                        lanes if a > 1 else span,
+                        *sizes,
+                        weight if a > 1 else lambda k, g: weight(0, g, k),
+                        scalar if a > 1 else lambda k, pixel: scalar(0, pixel, k),
+                    ):
+                        sums[register(g, pixel)] = add(sums[register(g, pixel)])
 
-            @contextmanager
-            def unless_overlapped(index: Any, r: int, c: int) -> Iterator[None]:
-                """Where the result lies over an operand, a pixel is stored by one tile: another would add to the sum.
-
-                It belongs to the first tile that has it, and tiles of a strip that was moved back to the one before.
-                """
-                row, column = corner(index)
-                conditions = []
-                if once and row_tiles % tile.strip:
-                    conditions.append(row + r >= strip * tile.strip * tile.rows)
-                if once and r < -out_height % tile.rows:
-                    conditions.append(row + r >= (first_row_tile + index // column_tiles) * tile.rows)
-                if once and c < -out_width % tile.columns:
-                    conditions.append(column + c >= index % column_tiles * tile.columns)
-                if not conditions:
-                    yield
-                    return
-                with T.If(functools.reduce(tirx.And, conditions)), T.Then():
-                    yield
-
-            if not waits:
-                with T.serial(0, tiles) as index:
-                    clear()
-                    if full_blocks:
-                        with T.serial(0, full_blocks) as block:
-                            multiply(*corner(index), block, a, index)
-                    finish(index)
-            else:
-                # Unfinished sums of a strip's tiles wait in the first-level cache.
-                waiting = T.alloc_buffer((tiles * sums_length,))
-
-                def put_aside(index: Any) -> None:
-                    for register in range(tile.blocks * len(pixels)):
-                        T.buffer_store(waiting, sums[register], [ramp(index * sums_length + register * b, b)])
-
-                def take_back(index: Any) -> None:
-                    for register in range(tile.blocks * len(pixels)):
-                        sums[register] = waiting[ramp(index * sums_length + register * b, b)]
-
-                clear()
-                with T.serial(0, tiles) as index:
-                    put_aside(index)
-                with T.serial(0, full_blocks // depth) as part, T.serial(0, tiles) as index:
-                    take_back(index)
-                    with T.serial(0, depth) as block:
-                        multiply(*corner(index), part * depth + block, a, index)
-                    put_aside(index)
-                with T.serial(0, tiles) as index:
-                    take_back(index)
-                    finish(index)
+        def finish(index: Any) -> None:
+            row, column = corner(index)
+            if rest:
+                multiply(row, column, full_blocks, rest)
             for g in range(tile.blocks):
-                with T.serial(0, tile.strip) as index:
-                    y.clear_border(n, group * tile.blocks + g, corner(index * column_tiles)[0], tile.rows)
+                for pixel, (r, c) in enumerate(pixels):
+                    where = (n, group * tile.blocks + g, row + r, column + c)
+                    with unless_overlapped(index, r, c):
+                        y.put(*where, program(sums[register(g, pixel)], b, *where))
 
-    return kernel(name, body)
+        @contextmanager
+        def unless_overlapped(index: Any, r: int, c: int) -> Iterator[None]:
+            """Where the result lies over an operand, a pixel is stored by one tile: another would add to the sum.
+
+            It belongs to the first tile that has it, and tiles of a strip that was moved back to the one before.
+            """
+            row, column = corner(index)
+            conditions = []
+            if once and row_tiles % tile.strip:
+                conditions.append(row + r >= strip * tile.strip * tile.rows)
+            if once and r < -out_height % tile.rows:
+                conditions.append(row + r >= (first_row_tile + index // column_tiles) * tile.rows)
+            if once and c < -out_width % tile.columns:
+                conditions.append(column + c >= index % column_tiles * tile.columns)
+            if not conditions:
+                yield
+                return
+            with T.If(functools.reduce(tirx.And, conditions)), T.Then():
+                yield
+
+        if not waits:
+            with T.serial(0, tiles) as index:
+                clear()
+                if full_blocks:
+                    with T.serial(0, full_blocks) as block:
+                        multiply(*corner(index), block, a, index)
+                finish(index)
+        else:
+            # Unfinished sums of a strip's tiles wait in the first-level cache.
+            waiting = T.alloc_buffer((tiles * sums_length,))
+
+            def put_aside(index: Any) -> None:
+                for register in range(tile.blocks * len(pixels)):
+                    T.buffer_store(waiting, sums[register], [ramp(index * sums_length + register * b, b)])
+
+            def take_back(index: Any) -> None:
+                for register in range(tile.blocks * len(pixels)):
+                    sums[register] = waiting[ramp(index * sums_length + register * b, b)]
+
+            clear()
+            with T.serial(0, tiles) as index:
+                put_aside(index)
+            with T.serial(0, full_blocks // depth) as part, T.serial(0, tiles) as index:
+                take_back(index)
+                with T.serial(0, depth) as block:
+                    multiply(*corner(index), part * depth + block, a, index)
+                put_aside(index)
+            with T.serial(0, tiles) as index:
+                take_back(index)
+                finish(index)
+        for g in range(tile.blocks):
+            with T.serial(0, tile.strip) as index:
+                y.clear_border(n, group * tile.blocks + g, corner(index * column_tiles)[0], tile.rows)
+
+    return compute

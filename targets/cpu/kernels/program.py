@@ -146,12 +146,12 @@ def evaluate(program: Program, value: Expr, lanes: int, operand: Callable[[int],
 class Bound:
     """A program with its operands declared as arguments of the kernel that is being built."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, name: str = "operand") -> None:
         self._program = program
         self._operands: list[Any] = [
-            argument(f"operand{index}", (operand.type.blocks * operand.type.layout.block,))
+            argument(f"{name}{index}", (operand.type.blocks * operand.type.layout.block,))
             if operand.kind == "channel"
-            else Image.argument(f"operand{index}", operand.type)
+            else Image.argument(f"{name}{index}", operand.type)
             for index, operand in enumerate(program.operands)
         ]
 
