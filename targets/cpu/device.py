@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from targets.base import BundleError, FleetError, LoadedBundle, OperatorProfile, Requirements
+from targets.bundle import nbytes
+from targets.cpu.arena import Arena
 from targets.cpu.layers import LAYERS, PEAK, STREAM, read_layers
 from targets.cpu.machine import cpu_features, machine
 from targets.cpu.pool import pinned_processors, start_pool
@@ -71,7 +73,7 @@ class CPURunner:
         except (RuntimeError, AttributeError, OSError, ValueError) as error:
             raise BundleError(f"the library cannot be loaded: {str(error).strip().splitlines()[0]}") from error
         files = {file.path: file for file in manifest.files}
-        self._weights = [self._read(bundle.path(name), files[name].tensor) for name in manifest.parameters]
+        self._weights = self._read_all([(bundle.path(name), files[name].tensor) for name in manifest.parameters])
         self._buffers = [self._empty(spec.shape, spec.dtype, self._place) for spec in self._inputs]
         # Inputs are written into these buffers in place: binding the arguments once keeps it out of every query.
         self._vm.set_input("main", *self._buffers, *self._weights)
@@ -170,14 +172,21 @@ class CPURunner:
 
         return once
 
-    def _read(self, path: Path, spec: Any) -> Any:
+    def _read_all(self, weights: Sequence[tuple[Path, Any]]) -> list[Any]:
+        """Files of these tensors, where the virtual machine finds them."""
+        arena = Arena([nbytes(spec) for _, spec in weights])
+        return [self._read(path, spec, arena.tensor) for path, spec in weights]
+
+    def _read(self, path: Path, spec: Any, new: Callable[[Sequence[int], str], Any]) -> Any:
+        """The tensor in a file, on this machine; ``new`` makes one of a shape and type that NumPy has."""
         import numpy as np
 
-        tensor = self._empty(spec.shape, spec.dtype, self._cpu)
         dtype = _dtype(spec.dtype)
         if dtype.kind not in "fiub":
+            tensor = self._empty(spec.shape, spec.dtype, self._cpu)
             tensor.copyfrom(np.fromfile(path, dtype).reshape(spec.shape))
             return tensor
+        tensor = new(spec.shape, spec.dtype)
         # Straight into the tensor: what passes through the heap on its way stays there.
         with path.open("rb", buffering=0) as file:
             file.readinto(np.from_dlpack(tensor).reshape(-1).view(np.uint8).data)

@@ -76,9 +76,11 @@ class CUDARunner(CPURunner):
 
         return tvm.cuda(0)
 
-    def _read(self, path: Path, spec: Any) -> Any:
-        on_host = super()._read(path, spec)
-        return on_host.copyto(self._place)
+    def _read_all(self, weights: Sequence[tuple[Path, Any]]) -> list[Any]:
+        def new(shape: Sequence[int], dtype: str) -> Any:
+            return self._empty(shape, dtype, self._cpu)
+
+        return [self._read(path, spec, new).copyto(self._place) for path, spec in weights]
 
     def _compiled(self, source: str) -> bytes:
         if source != PLACEHOLDER:
