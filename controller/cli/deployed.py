@@ -13,9 +13,12 @@ if TYPE_CHECKING:
 
 
 def model_name(model: str) -> str:
-    """What a release is called that was made of ``model``, which may be the name of its file."""
+    """What a release is called that was made of ``model``, which may be the name of its file or of a function."""
     path = Path(model)
-    return path.stem if path.suffix in (".onnx", ".pt2", ".fleet") else model
+    if path.suffix in (".onnx", ".pt2", ".fleet"):
+        return path.stem
+    # package.module:function
+    return model.rpartition(":")[2]
 
 
 async def any_with(fleet: Fleet, model: str) -> Device:

@@ -154,7 +154,7 @@ def _made(text: str, module_name: str, function_name: str) -> tuple[Any, tuple[A
     module, examples = result if isinstance(result, tuple) and len(result) == 2 else (result, ())
     if not isinstance(module, torch.nn.Module):
         raise ModelError(
-            f"{text} returned a {type(module).__name__}, no torch.nn.Module",
+            f"{text} returned {type(module).__name__}, no torch.nn.Module",
             hint="return a module, or a module and a tuple of example inputs",
         )
     return module, (examples,) if isinstance(examples, torch.Tensor) else tuple(examples)
