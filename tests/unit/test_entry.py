@@ -150,7 +150,7 @@ def test_a_function_that_is_not_there_or_fails_is_named(written: Callable[..., N
     _fails("entry_wrong:make", home, "bad-model", "importing entry_wrong failed", "SyntaxError")
     _fails("entry_bad:raises", home, "bad-model", "ZeroDivisionError", "line 5 of entry_bad.py: `return 1 / 0`")
     _fails("entry_bad:leaves", home, "bad-model", "no weights here")
-    _fails("entry_bad:nothing", home, "bad-model", "returned a list", "torch.nn.Module")
+    _fails("entry_bad:nothing", home, "bad-model", "returned list", "torch.nn.Module")
     _fails("entry_bad:bare", home, "bad-model", "ReLU", "example inputs")
     _fails("entry_bad:labelled", home, "bad-model", "labels", "list of strings")
     _fails("entry_bad:bare@300", home, "bad-model", "ReLU has one size")
