@@ -92,7 +92,9 @@ def test_a_source_takes_every_batch_and_gives_values_that_can_be_compared(name: 
         torch.testing.assert_close(one, other[1:2], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", sorted(set(FAMILIES) - {"mobilenet1.0"} - set(resnet.PRETRAINED) - set(ssd300.PRETRAINED)))
+@pytest.mark.parametrize(
+    "name", sorted(set(FAMILIES) - {"mobilenet1.0"} - set(resnet.PRETRAINED) - set(ssd300.PRETRAINED))
+)
 def test_there_are_no_weights_of_their_own(name: str, home: Home) -> None:
     assert "random:SEED" in zoo.describe(name)
     for text in ("", "pretrained"):
