@@ -28,12 +28,13 @@ class Arena:
         room = max(1, sum(map(_aligned, sizes)))
         # Of what lies before the first large page nothing is touched, so it takes no memory.
         memory = mmap.mmap(-1, room + LARGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            # A kernel that is built without large pages says so.
-            with contextlib.suppress(OSError):
-                memory.madvise(mmap.MADV_HUGEPAGE)
         bytes_ = np.frombuffer(memory, np.uint8)
         start = -bytes_.ctypes.data % LARGE
+        # The last large page would be more than there is to hold.
+        if hasattr(mmap, "MADV_HUGEPAGE") and room >= LARGE:
+            # A kernel that is built without large pages says so.
+            with contextlib.suppress(OSError):
+                memory.madvise(mmap.MADV_HUGEPAGE, start, room // LARGE * LARGE)
         self._free = bytes_[start : start + room]
 
     def tensor(self, shape: Sequence[int], dtype: str) -> Any:
