@@ -27,8 +27,12 @@ if TYPE_CHECKING:
 log = logging.getLogger("agent")
 
 
+#: Characters of a CURVE key as text (ZeroMQ RFC 32), which may begin with a minus.
+_CURVE_TEXT = 40
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_args(_keys_last(list(sys.argv[1:] if arguments is None else arguments)))
     try:
         code: int = options.act(options)
         return code
@@ -79,6 +83,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 # --- Commands -----------------------------------------------------------------------------------
+
+
+def _keys_last(arguments: list[str]) -> list[str]:
+    """Keys to authorize that begin with a minus stand where argparse takes nothing for an option."""
+    for index, one in enumerate(arguments):
+        if arguments[0] == "authorize" and one.startswith("-") and len(one) == _CURVE_TEXT:
+            return [*arguments[:index], *arguments[index + 2 :], "--", *arguments[index : index + 2]]
+    return arguments
 
 
 def _run(options: argparse.Namespace) -> int:

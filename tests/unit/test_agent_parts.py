@@ -246,6 +246,17 @@ def test_authorize_and_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert Keys(home.keys).curve_secret.decode() not in shown
 
 
+@pytest.mark.parametrize("last", [True, False])
+def test_a_key_may_begin_with_a_minus(tmp_path: Path, last: bool) -> None:
+    keys, home = Keys(tmp_path / "keys"), Home(tmp_path / "home")
+    public = zmq.curve_keypair()[0].decode()
+    while not public.startswith("-"):
+        public = zmq.curve_keypair()[0].decode()
+    where, both = ["--home", str(home.root)], [public, keys.signing_public]
+    assert agent_main.main(["authorize", *(where + both if last else both + where)]) == 0
+    assert Admission(home.authorized).admits(public)
+
+
 @pytest.mark.parametrize(("curve", "sign"), [("short", "0" * 64), ("~" * 40, "0" * 64), (None, "zz"), (None, "00")])
 def test_what_is_no_key_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], curve: str | None, sign: str
