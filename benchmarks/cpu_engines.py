@@ -66,11 +66,15 @@ class Engine(Protocol):
         """Seconds of each query."""
         ...
 
+    def facts(self) -> dict[str, Any]: ...
+
+
+class Comparable(Engine, Protocol):
+    """An engine whose outputs are compared number by number."""
+
     def outputs(self) -> list[Any]:
         """The network's outputs for the input, as NumPy arrays."""
         ...
-
-    def facts(self) -> dict[str, Any]: ...
 
 
 class Fleet:
@@ -150,7 +154,7 @@ class OnnxRuntime:
             self._binding.bind_output(given.name, "cpu")
 
     def run(self, queries: int) -> list[float]:
-        return _timed(lambda: self._session.run_with_iobinding(self._binding), queries)
+        return timed(lambda: self._session.run_with_iobinding(self._binding), queries)
 
     def outputs(self) -> list[Any]:
         self._session.run_with_iobinding(self._binding)
@@ -180,7 +184,7 @@ class Torch:
     def run(self, queries: int) -> list[float]:
         # Not inference_mode: inductor does not freeze weights in it.
         with self._torch.no_grad():
-            return _timed(lambda: self._module(*self._inputs), queries)
+            return timed(lambda: self._module(*self._inputs), queries)
 
     def outputs(self) -> list[Any]:
         with self._torch.no_grad():
@@ -191,7 +195,7 @@ class Torch:
         return {}
 
 
-ENGINES: dict[str, Callable[[Job], Engine]] = {
+ENGINES: dict[str, Callable[[Job], Comparable]] = {
     "fleet": Fleet,
     "onnxruntime": OnnxRuntime,
     "torch": Torch,
@@ -326,7 +330,8 @@ def _quiet(log: str) -> None:
         os.dup2(descriptor, stream)
 
 
-def _timed(run: Callable[[], Any], queries: int) -> list[float]:
+def timed(run: Callable[[], Any], queries: int) -> list[float]:
+    """Seconds of each call."""
     found = []
     for _ in range(queries):
         begin = time.perf_counter()

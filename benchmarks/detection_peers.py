@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cpu_engines import EngineError, Job, _timed
+from benchmarks.cpu_engines import EngineError, Job, timed
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = ROOT / ".originals" / "bin" / "python"
@@ -38,7 +38,7 @@ class Torchvision:
 
     def run(self, queries: int) -> list[float]:
         with self._torch.inference_mode():
-            return _timed(lambda: self._network([self._picture]), queries)
+            return timed(lambda: self._network([self._picture]), queries)
 
     def detect(self, path: str) -> dict[str, Any]:
         """What it finds in a picture: labels count from 0 without the background."""
@@ -51,9 +51,6 @@ class Torchvision:
             masks = found["masks"][:, 0].numpy()
             result |= {"masks": masks >= 0.5, "ties": np.abs(masks - 0.5) <= TIE}
         return result
-
-    def outputs(self) -> list[Any]:
-        raise NotImplementedError
 
     def facts(self) -> dict[str, Any]:
         return {}
@@ -93,9 +90,6 @@ class Mxnet:
             labels, scores, boxes = arrays["ids"][0, :, 0], arrays["scores"][0, :, 0], arrays["boxes"][0]
         some = labels >= 0
         return {"labels": labels[some].astype(np.int64), "scores": scores[some], "boxes": boxes[some]}
-
-    def outputs(self) -> list[Any]:
-        raise NotImplementedError
 
     def facts(self) -> dict[str, Any]:
         return {}
