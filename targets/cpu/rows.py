@@ -101,6 +101,7 @@ class _Outliner:
         inside: dict[Any, Any] = {}
         begins: dict[Any, list[Any]] = {}
         body: list[Any] = []
+        inner: set[Any] = set()
         for binding in self._bindings:
             value = binding.value
             if binding.var not in needed:
@@ -111,11 +112,12 @@ class _Outliner:
                     inside[binding.var] = begins[binding.var][0]
             elif isinstance(value, relax.TupleGetItem) and value.tuple_value in begins:
                 inside[binding.var] = begins[value.tuple_value][int(value.index)]
-            elif any(var in inside or var in {each.var for each in body} for var in variables(value)):
+            elif any(var in inside or var in inner for var in variables(value)):
                 body.append(binding)
+                inner.add(binding.var)
                 if any(not sizes or sizes[0] % size for sizes in _shapes(binding.var.ty)):
                     raise ValueError(f"'{binding.var.name}' is not computed row by row")
-        inner = {*inside, *(each.var for each in body)}
+        inner |= inside.keys()
         others = dict.fromkeys(var for each in body for var in variables(each.value) if var not in inner)
         gone = {*inner, *begins}
         return _Region(body, inside, list(others), results, counts, size, size // pictures, gone)
