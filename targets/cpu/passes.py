@@ -144,6 +144,19 @@ class _Reshaper(PyExprMutator):  # type: ignore[misc]
         return relax.op.reshape(given.args[0], shape)
 
 
+def loops() -> list[Any]:
+    """From operators to loops that nobody has scheduled, fused with what follows element by element."""
+    return [
+        views(),
+        relax.transform.LegalizeOps(skip_ops=["relax.reshape"]),
+        relax.transform.AnnotateTIROpPattern(),
+        relax.transform.FoldConstant(),
+        relax.transform.FuseOps(),
+        relax.transform.FuseTIR(),
+        relax.transform.DeadCodeElimination(),
+    ]
+
+
 def lower(schedule: Any) -> Any:
     """From operators to scheduled loops: TVM's CPU pipeline with ``schedule`` between fusion and the VM's passes."""
     from tvm.relax.backend.cpu_generic import pipeline as cpu
@@ -153,13 +166,7 @@ def lower(schedule: Any) -> Any:
         target = tvm.target.Target.current()
         passes = [
             *cpu.library_dispatch_passes(target),
-            views(),
-            relax.transform.LegalizeOps(skip_ops=["relax.reshape"]),
-            relax.transform.AnnotateTIROpPattern(),
-            relax.transform.FoldConstant(),
-            relax.transform.FuseOps(),
-            relax.transform.FuseTIR(),
-            relax.transform.DeadCodeElimination(),
+            *loops(),
             schedule,
             relax.transform.ToNonDataflow(),
             relax.transform.RemovePurityChecking(),

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import tvm
-from tvm import relax
 from tvm.relax.backend.gpu_generic import pipeline as generic
 from tvm.s_tir import dlight
 
-from targets.cpu.passes import views
+from targets.cpu.passes import loops
 
 
 def lower() -> Any:
@@ -24,13 +23,7 @@ def lower() -> Any:
         target = tvm.target.Target.current()
         passes = [
             *generic.library_dispatch_passes(target),
-            views(),
-            relax.transform.LegalizeOps(skip_ops=["relax.reshape"]),
-            relax.transform.AnnotateTIROpPattern(),
-            relax.transform.FoldConstant(),
-            relax.transform.FuseOps(),
-            relax.transform.FuseTIR(),
-            relax.transform.DeadCodeElimination(),
+            *loops(),
             dlight.ApplyDefaultSchedule(
                 dlight.gpu.Matmul(),
                 dlight.gpu.GEMV(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from tvm import tirx
@@ -13,26 +13,6 @@ Expr = Any
 
 #: Bytes of shared memory that a block of ours takes at most; every GPU has 48 KiB without asking for more.
 SHARED_BYTES = 40960
-
-
-def kernel(name: str, body: Callable[[], None]) -> Any:
-    """The ``tirx.PrimFunc`` that ``body`` builds; its first statements declare the arguments, outputs last.
-
-    It is marked as finished, so no pass schedules it again or fuses anything into it.
-    """
-    from tvm.script.ir_builder import IRBuilder
-
-    with IRBuilder() as builder, T.prim_func():
-        T.func_name(name)
-        # 8: kOpaque of TVM's fusion.
-        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": 8})
-        body()
-    return builder.get()
-
-
-def argument(name: str, shape: tuple[int, ...], dtype: str = "float32") -> Any:
-    """A buffer on the GPU that the caller passes."""
-    return T.arg(name, T.buffer(shape, dtype))
 
 
 @contextlib.contextmanager

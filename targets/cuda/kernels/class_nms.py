@@ -13,14 +13,13 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from targets.cpu.kernels.images import argument, kernel
 from targets.cuda.kernels.blocks import (
     SHARED_BYTES,
-    argument,
     atomic_add,
     each,
     f32,
     grid,
-    kernel,
     product,
     register,
     shared,

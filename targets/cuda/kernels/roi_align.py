@@ -9,7 +9,8 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from targets.cuda.kernels.blocks import argument, each, f32, grid, kernel, product
+from targets.cpu.kernels.images import argument, kernel
+from targets.cuda.kernels.blocks import each, f32, grid, product
 
 Expr = Any
 
