@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import tvm
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from targets.cpu.kernels.dense import Dense, DenseTile, dense, pack, plan
@@ -85,7 +85,8 @@ def test_any_tile_of_any_product(spec: Dense, transposed: bool) -> None:
 
 @pytest.mark.parametrize("lanes", [16, 8, 4])
 @pytest.mark.parametrize(
-    ("rows", "inputs", "outputs"), [(1, 512, 1000), (1, 64, 1), (3, 2048, 10), (197, 300, 130), (300, 3000, 40)]
+    ("rows", "inputs", "outputs"),
+    [(1, 512, 1000), (1, 64, 1), (3, 2048, 10), (31, 4000, 1), (197, 300, 130), (300, 3000, 40)],
 )
 def test_planned_products(rows: int, inputs: int, outputs: int, lanes: int) -> None:
     """On this host every width of vector; a small cache so that panels are cut too."""
@@ -101,6 +102,9 @@ def test_planned_products(rows: int, inputs: int, outputs: int, lanes: int) -> N
     processor=st.sampled_from(PROCESSORS),
     by_lane=st.sampled_from(["", "fmla", "vmla"]),
 )
+# So long rows for so few outputs that no second-level cache holds a copy of two tiles.
+@example(rows=31, inputs=3964, outputs=1, processor=ARM64[-1], by_lane="")
+@example(rows=40, inputs=30_000, outputs=1, processor=ARMV7[0], by_lane="vmla")
 def test_plans_fit_the_processor(rows: int, inputs: int, outputs: int, processor: Any, by_lane: Any) -> None:
     tile, lanes = plan(
         rows,

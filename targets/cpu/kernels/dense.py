@@ -148,11 +148,14 @@ def plan(
         busiest = _shares(jobs, THREADS) * THREADS if parallel else jobs
         return busiest * each, -r * g
 
+    def fits(r: int, g: int) -> bool:
+        """Whether registers hold the sums, what is used more than once, and something to multiply it with."""
+        return r * g + (r if by_lane else min(r, g)) + 1 < registers
+
     def choices() -> Iterator[tuple[int, int, int, int]]:
         for r in range(1, min(rows, registers) + 1):
             for g in range(1, min(blocks, SUMS) + 1):
-                # Beside the sums: what is used more than once, and something to multiply it with.
-                if r * g + (r if by_lane else min(r, g)) + 1 >= registers:
+                if not fits(r, g):
                     continue
                 tiles = _shares(rows, r)
                 # Most of the second cache is for sums and weights.
@@ -161,7 +164,9 @@ def plan(
                 shares = {min(m, _shares(blocks, g)) for m in (1, 2, THREADS)} if tiles > 1 else (1,)
                 yield from ((r, g, n, m) for n in chunks if tiles == 1 or 2 * n <= tiles for m in shares)
 
-    r, g, n, m = min(choices(), key=cost)
+    # So long rows that the second cache holds no copy of two tiles of them: each tile is then a chunk of its own.
+    alone = ((r, 1, _shares(rows, r), 1) for r in range(1, rows + 1) if fits(r, 1))
+    r, g, n, m = min(choices(), key=cost, default=None) or min(alone, key=cost)
     chunk = _shares(_shares(rows, r), n)
     return DenseTile(r, g, max(1, SUMS // (r * g)), chunk * r, depth(r, g) if chunk > 1 else inputs, m), lanes
 
