@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
-from targets.base import FleetError, Option, Postprocess, Preprocess
+from targets.base import FleetError, Link, Option, Postprocess, Preprocess
 
 #: Names below this prefix belong to the simulated boards of this machine.
 SIMULATED_PREFIX = "sim-"
@@ -35,6 +35,19 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     #: A TVM tracker at which the device registers under ``rpc_key``, ``host:port``.
     tracker: str = ""
     rpc_key: str = ""
+    #: Where its SSH server is, ``[user@]host[:port]`` or a name of ``ssh_config``; see :mod:`controller.ssh`.
+    ssh: str = ""
+    #: Files of their own instead of the user's: configuration, private key, known hosts.
+    ssh_config: str = ""
+    ssh_identity: str = ""
+    ssh_known_hosts: str = ""
+    #: The agent's directory on the device, for what reaches it over SSH; empty: the agent's default.
+    agent_home: str = ""
+    #: How the agent is started over SSH when it does not run; empty: ``fleet-agent run`` with this device's target.
+    agent_command: tuple[str, ...] = ()
+    #: Which of the ways are used, and what goes where: ``rpc``, ``ssh``, or ``rpc+ssh``, which is TVM RPC through the
+    #: tunnel; empty: whatever answers.
+    link: Link | Literal[""] = ""
     labels: dict[str, str] = {}
     #: Name of the machine that several boards share: only one board of it is measured at a time.
     host: str = ""

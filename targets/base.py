@@ -393,6 +393,26 @@ class SimulatedTarget(Protocol):
     def simulated_device(self) -> DeviceHalf: ...
 
 
+Link = Literal["rpc", "ssh", "rpc+ssh"]
+
+
+@runtime_checkable
+class LinkedTarget(Protocol):
+    """A target whose boards are reached in another way than by their agent's own socket."""
+
+    #: What the inventory's ``link`` is for such boards unless it says otherwise.
+    link: Link
+
+
+@runtime_checkable
+class PreparedTarget(Protocol):
+    """A simulated target that stands on tools of its board: they have to be there before a simulated board starts."""
+
+    def prepare(self, folder: Path) -> dict[str, str]:
+        """Install them below ``folder``, which may have them; the environment variables its agent is to have."""
+        ...
+
+
 @runtime_checkable
 class HardwareTarget(Protocol):
     """A target whose accelerator nothing simulates."""

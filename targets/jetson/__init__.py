@@ -1,0 +1,39 @@
+"""NVIDIA Jetson boards: torch programs compiled on the board by one of several engines, and TVM's own kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from targets.base import Link, Option
+    from targets.jetson.device import JetsonDevice
+    from targets.jetson.host import JetsonHost
+
+
+class Jetson:
+    """A :class:`targets.base.Target` and :class:`targets.base.SimulatedTarget`, reached over SSH."""
+
+    name: ClassVar[str] = "jetson"
+    description: ClassVar[str] = "NVIDIA Jetson (Xavier, Orin, Thor): Torch-TensorRT and other engines on the board"
+    only_simulated: ClassVar[bool] = False
+    link: ClassVar[Link] = "ssh"
+
+    def host(self) -> JetsonHost:
+        from targets.jetson.host import JetsonHost
+
+        return JetsonHost()
+
+    def device(self) -> JetsonDevice:
+        from targets.jetson.device import JetsonDevice
+
+        return JetsonDevice()
+
+    def simulated_options(self, options: Mapping[str, Option]) -> dict[str, Option]:
+        """The same program: the simulated board runs it on this machine's processor."""
+        return dict(options)
+
+    def simulated_device(self) -> JetsonDevice:
+        from targets.jetson.device import JetsonDevice
+
+        return JetsonDevice(simulated=True)
