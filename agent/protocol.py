@@ -24,6 +24,7 @@ DeviceState = Literal["idle", "leased", "activating", "benching"]
 DeployStatus = Literal["active", "unchanged", "rolled-back", "failed"]
 Verdict = Literal["VALID", "INVALID"]
 Codec = Literal["raw", "zstd"]
+BenchProtocol = Literal["fleet", "notebook"]
 
 
 class Message(msgspec.Struct, tag_field="t", kw_only=True):
@@ -256,6 +257,12 @@ class BenchSpec(msgspec.Struct, kw_only=True):
     warmup_max: float = 20.0
     threads: int = 0
     max_other_load: float = 0.25
+    #: ``notebook``: 50 queries to warm up, then 100 of which each is timed on the host's clock, whatever they show.
+    #: Since 1.2.
+    protocol: BenchProtocol = "fleet"
+    #: Compare the golden outputs first; what was found is among the conditions, as ``golden_error`` and
+    #: ``golden_mismatch``. Since 1.2.
+    check: bool = False
 
 
 class Bench(Message, tag="bench", kw_only=True):

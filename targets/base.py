@@ -276,6 +276,37 @@ class Runner(Protocol):
 
 
 @runtime_checkable
+class Blocked(Protocol):
+    """A runner to which each call of `Runner.measure` costs a start, such as a process that loads the model again."""
+
+    def block_queries(self, seconds_per_query: float) -> int:
+        """Fewest queries it wants in one call of `measure` when one takes so many seconds; 1 asks for nothing.
+
+        A measurement asks again after each call, and may bound what it is told by the time that would take.
+        """
+        ...
+
+
+@runtime_checkable
+class HostTimed(Protocol):
+    """A runner that can also be timed on the host's clock, as a loop written by hand does it.
+
+    Inputs are those last given; they lie where the model takes them from before the first call.
+    """
+
+    def run_together(self, queries: int) -> float:
+        """Run so many times back to back and wait for the device once, at the end; seconds for all of them."""
+        ...
+
+    def measure_on_host(self, queries: int) -> npt.NDArray[np.float64]:
+        """Seconds of each query from before the call until the device is done with it, shape (queries,).
+
+        Each is waited for before the next begins.
+        """
+        ...
+
+
+@runtime_checkable
 class Counting(Protocol):
     """A runner whose accelerator counts what it does."""
 
@@ -391,6 +422,32 @@ class SimulatedTarget(Protocol):
         ...
 
     def simulated_device(self) -> DeviceHalf: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """One way in which a target can run a network: what it is called, and the build options that choose it.
+
+    ``name`` and ``precision`` are what a person asks for: ``torch-tensorrt`` and ``fp16``.
+    """
+
+    name: str
+    precision: str
+    options: Mapping[str, Option]
+    #: What speed-ups are against; at most one of a target.
+    baseline: bool = False
+
+    @property
+    def words(self) -> str:
+        return f"{self.name} {self.precision}".strip()
+
+
+@runtime_checkable
+class ComparedTarget(Protocol):
+    """A target with several engines for one network, which can be measured beside one another."""
+
+    #: In the order of a comparison's rows. One that a board lacks is among them: the board says why it is not there.
+    engines: tuple[Engine, ...]
 
 
 Link = Literal["rpc", "ssh", "rpc+ssh"]
