@@ -14,6 +14,9 @@ from pathlib import Path
 
 import psutil
 
+from targets import sensors
+from targets.sensors import number, text
+
 SYSFS = Path("/sys")
 PROCFS = Path("/proc")
 
@@ -47,17 +50,15 @@ class Telemetry:
         self._procfs = procfs
         cpu = sysfs / "devices/system/cpu"
         self._policies = sorted((cpu / "cpufreq").glob("policy*"))[:MAX_POLICIES]
-        self._zone = _cpu_zone(sysfs / "class/thermal")
-        self._limit = _temperature_limit(self._zone)
-        self._counters = sorted(cpu.glob("cpu[0-9]*/thermal_throttle/*_throttle_count"))
-        # The Raspberry Pi's firmware: bits 0 to 3 say what is wrong now, 16 to 19 what has been since it started.
-        self._firmware = next(iter(sorted(sysfs.glob("devices/platform/soc/soc:firmware/get_throttled"))), None)
-        self._watts = next(iter(sorted(sysfs.glob("class/hwmon/hwmon*/power1_input"))), None)
+        self._thermometer = sensors.processor(sysfs)
+        self._limit = sensors.slows_at(self._thermometer)
+        self._throttling = sensors.Throttling(sysfs)
+        self._rails = sensors.Rails(sysfs)
         self._joules = next(iter(sorted(sysfs.glob("class/powercap/*-rapl:0/energy_uj"))), None)
         self._last_cpu = self._cpu_times()
         #: Of the last two readings that were at least a tick apart.
         self._cpu_percent = 0.0
-        self._last_energy = (time.monotonic(), _number(self._joules))
+        self._last_energy = (time.monotonic(), number(self._joules))
 
     def read(self) -> dict[str, float]:
         """The readings that this board has.
@@ -65,19 +66,20 @@ class Telemetry:
         ``cpu_percent`` (of all cores, since the reading before), ``memory_bytes`` (used), ``memory_percent``,
         ``load1``, ``temperature_c``, ``temperature_limit_c`` (where the board slows down), ``cpu_mhz`` and
         ``cpu_max_mhz`` (highest of all cores), ``throttled`` (1 while it is), ``throttle_events`` (since the system
-        started), ``power_w``.
+        started), ``power_w`` (of the whole board or module, or of its one sensor), ``power_<rail>_w``.
         """
         memory = psutil.virtual_memory()
         found = {"memory_bytes": float(memory.total - memory.available), "memory_percent": memory.percent}
         found.update(self._load())
         found.update(self._clocks())
         found.update(self._heat())
+        found.update(self._throttling.read())
         found.update(self._power())
         return found
 
     def governor(self) -> str:
         """Names of the clock governors in use, ``performance`` or ``performance+schedutil``; empty if unknown."""
-        return "+".join(sorted({_text(policy / "scaling_governor") for policy in self._policies} - {""}))
+        return "+".join(sorted({text(policy / "scaling_governor") for policy in self._policies} - {""}))
 
     def mark(self, own: Iterable[int]) -> LoadMark:
         """A mark for :func:`other_load`; ``own`` are the roots of the process trees that count as ours."""
@@ -102,41 +104,35 @@ class Telemetry:
             self._last_cpu = now
             self._cpu_percent = min(max(100 * (now.busy - last.busy) / (now.total - last.total), 0.0), 100.0)
         found = {"cpu_percent": self._cpu_percent} if now.total > 0 else {}
-        if (load := _number(self._procfs / "loadavg")) is not None:
+        if (load := number(self._procfs / "loadavg")) is not None:
             found["load1"] = load
         return found
 
     def _clocks(self) -> dict[str, float]:
         found = {}
         for name, file in (("cpu_mhz", "scaling_cur_freq"), ("cpu_max_mhz", "scaling_max_freq")):
-            readings = [value for policy in self._policies if (value := _number(policy / file)) is not None]
+            readings = [value for policy in self._policies if (value := number(policy / file)) is not None]
             if readings:
                 found[name] = max(readings) / 1e3
         return found
 
     def _heat(self) -> dict[str, float]:
-        found = {}
-        if self._zone is not None and (celsius := _celsius(self._zone / "temp")) is not None:
-            found["temperature_c"] = celsius
-            if self._limit is not None:
-                found["temperature_limit_c"] = self._limit
-        counts = [value for counter in self._counters if (value := _number(counter)) is not None]
-        if counts:
-            found["throttle_events"] = sum(counts)
-        if (bits := _number(self._firmware, base=16)) is not None:
-            found["throttled"] = float(bool(int(bits) & 0xF))
-        return found
+        celsius = self._thermometer.celsius() if self._thermometer is not None else None
+        if celsius is None:
+            return {}
+        return {"temperature_c": celsius, **({"temperature_limit_c": self._limit} if self._limit is not None else {})}
 
     def _power(self) -> dict[str, float]:
-        if (microwatts := _number(self._watts)) is not None:
-            return {"power_w": microwatts / 1e6}
-        at, joules = time.monotonic(), _number(self._joules)
+        found = self._rails.read()
+        if "power_w" in found:
+            return found
+        at, joules = time.monotonic(), number(self._joules)
         before, last = self._last_energy
         self._last_energy = (at, joules)
         # The counter wraps around: a reading that went back says nothing.
         if joules is None or last is None or joules < last or at <= before:
-            return {}
-        return {"power_w": (joules - last) / 1e6 / (at - before)}
+            return found
+        return {**found, "power_w": (joules - last) / 1e6 / (at - before)}
 
 
 def other_load(start: LoadMark, end: LoadMark) -> float:
@@ -172,50 +168,3 @@ def _tree_seconds(roots: Iterable[int]) -> float:
             except psutil.Error:
                 continue
     return seconds
-
-
-def _cpu_zone(thermal: Path) -> Path | None:
-    """The thermal zone of the processor by its type's name, else the first that can be read."""
-    zones = [zone for zone in sorted(thermal.glob("thermal_zone*")) if _celsius(zone / "temp") is not None]
-    kinds = {zone: _text(zone / "type").lower() for zone in zones}
-    for word in ("x86_pkg_temp", "cpu", "soc", "coretemp"):
-        for zone in zones:
-            if word in kinds[zone]:
-                return zone
-    return zones[0] if zones else None
-
-
-def _temperature_limit(zone: Path | None) -> float | None:
-    """Lowest trip point at which the kernel slows the processor down (``passive`` or ``hot``), in °C."""
-    if zone is None:
-        return None
-    limits = [
-        limit
-        for kind in zone.glob("trip_point_*_type")
-        if _text(kind) in ("passive", "hot")
-        and (limit := _celsius(kind.with_name(kind.name.replace("_type", "_temp")))) is not None
-        and limit > 0
-    ]
-    return min(limits, default=None)
-
-
-def _celsius(path: Path) -> float | None:
-    """Millidegrees as degrees; a sensor that is off says something impossible, which is nothing."""
-    value = _number(path)
-    return value / 1e3 if value is not None and -60e3 < value < 200e3 else None
-
-
-def _number(path: Path | None, base: int = 10) -> float | None:
-    """The first word of a file as a number; None without the file or the number."""
-    word = next(iter(_text(path).split()), "") if path is not None else ""
-    try:
-        return float(word) if base == 10 else float(int(word, base))
-    except ValueError:
-        return None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        return ""
