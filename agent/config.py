@@ -66,6 +66,11 @@ class Home:
         """Working directory of the workers; kept empty, so that nothing in it shadows a Python module."""
         return self.root / "work"
 
+    @property
+    def cache(self) -> Path:
+        """What targets make on the board and can make again, and their scratch: ``FLEET_AGENT_CACHE`` in workers."""
+        return self.root / "cache"
+
     def create(self) -> None:
         for directory in (self.root, self.authorized, self.trusted, self.work):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)

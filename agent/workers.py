@@ -21,6 +21,7 @@ from agent.config import Config
 from agent.store import StoredBundle
 from targets import base
 from targets.base import FleetError
+from targets.board_files import CACHE_VARIABLE
 from targets.waiting import within
 
 log = logging.getLogger("agent.workers")
@@ -81,6 +82,7 @@ class Worker:
                     # A group of its own: what the model starts is killed with it, and no terminal's ^C reaches it.
                     start_new_session=True,
                     cwd=config.home.work,
+                    env={**os.environ, CACHE_VARIABLE: str(config.home.cache)},
                     limit=64 << 10,
                 )
         except BaseException:
@@ -110,7 +112,11 @@ class Worker:
             faults=self._config.faults.texts(),
             simulated=self._config.simulated,
         )
-        loaded = await self.call(call, c.Loaded, self._config.start_deadline)
+        half = base.device_half(self._config.target, self._config.simulated)
+        seconds = self._config.start_deadline
+        if isinstance(half, base.CompilingDevice):
+            seconds = max(seconds, half.load_deadline)
+        loaded = await self.call(call, c.Loaded, seconds)
         self.engine = loaded.engine
         return loaded.unmet
 

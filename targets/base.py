@@ -399,6 +399,16 @@ class ExclusiveDevice(Protocol):
         ...
 
 
+@runtime_checkable
+class CompilingDevice(Protocol):
+    """A device half whose `load` compiles what its cache does not hold yet, which takes longer than loading does."""
+
+    @property
+    def load_deadline(self) -> float:
+        """Seconds after which `load` has failed, compiling included."""
+        ...
+
+
 class Target(Protocol):
     """A kind of board, by entry point."""
 
