@@ -1,8 +1,9 @@
-"""A bench run on the device: carries out `targets.bench.Plan` in workers, and makes results of what it gave."""
+"""A bench run on the device: carries out a plan of `targets.bench` in workers, and makes results of what it gave."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import time
 import uuid
@@ -17,17 +18,20 @@ from agent import calls as c
 from agent import protocol as p
 from agent.board import Board
 from agent.config import VERSION, Config
+from agent.proving import golden
 from agent.store import StoredBundle
 from agent.telemetry import LoadMark, other_load, steal
 from agent.workers import Worker, WorkerPool
 from targets import verdict
 from targets.base import FleetError
-from targets.bench import Block, Plan
+from targets.bench import Block, NotebookPlan, Plan, plan_for
 from targets.defaults import BENCH_BATCH_SECONDS, TELEMETRY_INTERVAL
 
 #: Tells the one who asked: an event, and whether it may be lost.
 Tell = Callable[[p.Event, bool], None]
 Seconds = npt.NDArray[np.float64]
+#: A block may take so many times what its queries are expected to, on top of what any call may.
+_PATIENCE = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,7 @@ class Bencher:
 
         The caller holds the board.
         """
-        plan = Plan(spec, len(arms))
+        plan = plan_for(spec, len(arms))
         started = time.time()
         async with AsyncExitStack() as stack:
             workers = []
@@ -67,10 +71,11 @@ class Bencher:
                 tell(p.Stage(stage="load", detail=arm.model), False)
                 use = self._pool.use(arm.bundle_id, arm.bundle, spec.threads, number)
                 workers.append(await stack.enter_async_context(use))
+            checked = [await self._check(*one, tell) if spec.check else {} for one in zip(workers, arms, strict=True)]
             before = await self._reading()
             during = _Readings(self._board)
             first = self._board.telemetry.mark([os.getpid()])
-            await self._carry_out(plan, arms, workers, during, tell)
+            clock = await self._carry_out(plan, arms, workers, during, tell)
             last = self._board.telemetry.mark([os.getpid()])
             after = await self._reading()
             added = [await worker.call(c.AskConditions(), c.Conditions) for worker in workers]
@@ -78,8 +83,9 @@ class Bencher:
         ids = [uuid.uuid4().hex for _ in arms]
         results = []
         for number, arm in enumerate(arms):
-            conditions = {**found, **added[number].values}
-            judged, reason = verdict.judge(spec, plan.shortfalls(number), conditions)
+            conditions = {**found, **added[number].values, **checked[number], "clock": clock}
+            wrong = str(checked[number].get("golden_mismatch", ""))
+            judged, reason = verdict.judge(spec, [*([wrong] if wrong else []), *plan.shortfalls(number)], conditions)
             results.append(
                 p.RunResult(
                     run=ids[number],
@@ -106,29 +112,40 @@ class Bencher:
             )
         return results
 
+    async def _check(self, worker: Worker, arm: Arm, tell: Tell) -> dict[str, float | str]:
+        """What the golden outputs say, as conditions."""
+        error, mismatch = await golden(
+            worker, arm.bundle, lambda stage, detail: tell(p.Stage(stage=stage, detail=detail), False)
+        )
+        return {"golden_mismatch": mismatch, **({"golden_error": error} if math.isfinite(error) else {})}
+
     async def _carry_out(
-        self, plan: Plan, arms: Sequence[Arm], workers: Sequence[Worker], during: _Readings, tell: Tell
-    ) -> None:
-        phase = ""
+        self, plan: Plan | NotebookPlan, arms: Sequence[Arm], workers: Sequence[Worker], during: _Readings, tell: Tell
+    ) -> str:
+        """Which clock took the samples: the host's, or the engine's own."""
+        phase, clock = "", ""
         batches = [_Batch(arm, tell) for arm in arms]
         while (block := plan.next()) is not None:
             if block.phase != phase:
                 phase = block.phase
                 tell(p.Stage(stage=phase), False)
-            seconds = await self._run_block(workers[block.arm], block)
-            plan.feed(block, seconds)
+            seconds, answer = await self._run_block(workers[block.arm], block)
+            clock = answer.clock
+            plan.feed(block, seconds, answer.least)
             if phase == "measure":
                 # Between blocks, so that reading a sensor is not in any sample.
                 await during.take()
                 batches[block.arm].add(seconds, plan.share)
         for batch in batches:
             batch.send(1.0)
+        return clock
 
-    async def _run_block(self, worker: Worker, block: Block) -> Seconds:
-        answer = await worker.call(c.Measure(queries=block.queries), c.Measured)
+    async def _run_block(self, worker: Worker, block: Block) -> tuple[Seconds, c.Measured]:
+        call = c.Measure(queries=block.queries, clock=block.clock, together=block.phase == "warmup")
+        answer = await worker.call(call, c.Measured, self._config.call_deadline + _PATIENCE * block.seconds)
         if len(answer.seconds) % 8:
             raise FleetError("the runner gave latencies that cannot be read", code="bad-samples")
-        return np.frombuffer(answer.seconds, np.float64)
+        return np.frombuffer(answer.seconds, np.float64), answer
 
     async def _reading(self) -> dict[str, float | str]:
         readings: dict[str, float | str] = dict(await self._board.read())

@@ -6,6 +6,7 @@ Both ends are always of the same version, and neither is a stranger: the pipe is
 from __future__ import annotations
 
 import struct
+from typing import Literal
 
 import msgspec
 
@@ -64,15 +65,23 @@ class RanOnce(Call, tag="ran-once", kw_only=True):
 
 
 class Measure(Call, tag="measure", kw_only=True):
-    """Run ``queries`` times on the first golden input."""
+    """Run ``queries`` times on the first golden input.
+
+    ``clock``: ``host`` asks for that of `targets.base.HostTimed`, from a runner that has it. With ``together``, queries
+    on the host's clock are waited for once: each is said to have taken the same.
+    """
 
     queries: int
+    clock: Literal["engine", "host"] = "engine"
+    together: bool = False
 
 
 class Measured(Call, tag="measured", kw_only=True):
-    """Latencies in seconds as float64 bytes."""
+    """Latencies in seconds as float64 bytes, the clock that took them, and what `targets.base.Blocked` wants next."""
 
     seconds: bytes
+    clock: Literal["engine", "host"] = "engine"
+    least: int = 1
 
 
 class Profile(Call, tag="profile", kw_only=True):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from targets.base import Counting, FleetError
+from targets.base import Blocked, Counting, FleetError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -86,16 +86,20 @@ class FaultyRunner:
         factor = self._faults.value("slow")
         if not factor:
             return self.runner.measure(queries)
-        taken = np.empty(queries)
-        for i in range(queries):
-            begin = time.perf_counter()
-            own = float(self.runner.measure(1)[0])
-            # Spun, not slept: a sleep would be off by the timer's slack and let the clock frequency sink.
-            until = begin + own * factor
-            while time.perf_counter() < until:
-                pass
-            taken[i] = own * factor
-        return taken
+        # One by one, unless each call costs a start.
+        step = queries if self.block_queries(1.0) > 1 else 1
+        return np.concatenate([self._slowed(min(step, queries - done), factor) for done in range(0, queries, step)])
+
+    def _slowed(self, queries: int, factor: float) -> npt.NDArray[np.float64]:
+        own = self.runner.measure(queries)
+        # Spun, not slept: a sleep would be off by the timer's slack and let the clock frequency sink.
+        until = time.perf_counter() + float(own.sum()) * (factor - 1)
+        while time.perf_counter() < until:
+            pass
+        return own * factor
+
+    def block_queries(self, seconds_per_query: float) -> int:
+        return self.runner.block_queries(seconds_per_query) if isinstance(self.runner, Blocked) else 1
 
     def conditions(self) -> dict[str, str]:
         return {**self.runner.conditions(), "faults": " ".join(self._faults.texts())}

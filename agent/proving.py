@@ -58,7 +58,9 @@ async def prove(
     async def checks() -> Proof:
         enter("load", bundle.manifest.model.name)
         async with pool.use(bundle_id, bundle, threads) as worker:
-            error = await _golden(worker, bundle, enter)
+            error, mismatch = await golden(worker, bundle, enter)
+            if mismatch:
+                raise CheckError(mismatch, Proof(error))
             if latency_budget_ms <= 0:
                 return Proof(error)
             return await _latency(worker, latency_budget_ms, error, enter)
@@ -78,16 +80,17 @@ async def prove(
 _NAMES = {"load": "loading", "golden": "golden check", "latency": "latency budget"}
 
 
-async def _golden(worker: Worker, bundle: StoredBundle, enter: OnStage) -> float:
+async def golden(worker: Worker, bundle: StoredBundle, on_stage: OnStage) -> tuple[float, str]:
+    """Largest absolute error over the golden sets, and what is wrong with the first that does not fit; else empty."""
     sets = len(bundle.manifest.golden.inputs)
     worst = 0.0
     for index in range(sets):
-        enter("golden", f"{index + 1} of {sets}")
+        on_stage("golden", f"{index + 1} of {sets}")
         checked = await worker.call(c.CheckGolden(index=index), c.GoldenChecked)
         worst = max(worst, checked.error)
         if checked.mismatch:
-            raise CheckError(f"golden check: set {index + 1} of {sets}: {checked.mismatch}", Proof(worst))
-    return worst
+            return worst, f"golden check: set {index + 1} of {sets}: {checked.mismatch}"
+    return worst, ""
 
 
 async def _latency(worker: Worker, budget_ms: float, golden_error: float, enter: OnStage) -> Proof:

@@ -7,6 +7,8 @@ import time
 import traceback
 from pathlib import Path
 
+import numpy as np
+
 from agent import calls as c
 from agent.config import VERSION
 from agent.faults import Faults, FaultyRunner, before_golden
@@ -14,7 +16,7 @@ from agent.golden import compare
 from agent.store import StoredBundle, load_bundle
 from agent.tensors import from_bytes, spec_of, to_bytes
 from targets import base
-from targets.base import Counting, FleetError, Profiling, Runner, TensorSpec
+from targets.base import Blocked, Counting, FleetError, HostTimed, Profiling, Runner, TensorSpec
 from targets.cores import usable
 
 
@@ -41,7 +43,7 @@ class Worker:
             if isinstance(call, c.RunOnce):
                 return self._run_once(call.inputs)
             if isinstance(call, c.Measure):
-                return self._measure(call.queries)
+                return self._measure(call)
             if isinstance(call, c.Profile):
                 return self._profile(call.queries)
             return self._conditions()
@@ -106,9 +108,20 @@ class Worker:
             seconds=seconds,
         )
 
-    def _measure(self, queries: int) -> c.Measured:
+    def _measure(self, call: c.Measure) -> c.Measured:
         runner = self._ready()
-        return c.Measured(seconds=to_bytes(runner.measure(queries).astype("float64")))
+        timed = runner if call.clock == "host" and isinstance(runner, HostTimed) else None
+        if timed is None:
+            seconds = runner.measure(call.queries)
+        elif call.together:
+            seconds = np.full(call.queries, timed.run_together(call.queries) / call.queries)
+        else:
+            seconds = timed.measure_on_host(call.queries)
+        return c.Measured(
+            seconds=to_bytes(seconds.astype("float64")),
+            clock="host" if timed else "engine",
+            least=runner.block_queries(float(np.median(seconds))) if isinstance(runner, Blocked) else 1,
+        )
 
     def _profile(self, queries: int) -> c.Profiled:
         bundle, _ = self._loaded

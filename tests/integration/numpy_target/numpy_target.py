@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -78,6 +79,57 @@ class NumpyRunner:
         self.inputs = []
 
 
+class StartedRunner(NumpyRunner):
+    """Starts a process for each call of `measure`, as a command line tool that measures does."""
+
+    def __init__(self, bundle: Any, threads: int) -> None:
+        super().__init__(bundle, threads)
+        self._starts = 0
+
+    def measure(self, queries: int) -> Any:
+        subprocess.run([sys.executable, "-c", ""], check=True)
+        self._starts += 1
+        return super().measure(queries)
+
+    def block_queries(self, seconds_per_query: float) -> int:
+        return max(1, round(self.program["start"] / seconds_per_query))
+
+    def conditions(self) -> dict[str, str]:
+        return {**super().conditions(), "starts": str(self._starts)}
+
+
+class QueuedRunner(NumpyRunner):
+    """Like a device with a queue: a call returns at once, and waiting is a call of its own."""
+
+    def __init__(self, bundle: Any, threads: int) -> None:
+        super().__init__(bundle, threads)
+        self._queued = self._waits = self._measured = 0
+
+    def _wait(self) -> None:
+        for _ in range(self._queued):
+            self._run()
+        self._queued, self._waits = 0, self._waits + 1
+
+    def run_together(self, queries: int) -> float:
+        begin = time.perf_counter()
+        self._queued = queries
+        self._wait()
+        return time.perf_counter() - begin
+
+    def measure_on_host(self, queries: int) -> Any:
+        taken = np.empty(queries)
+        for i in range(queries):
+            begin = time.perf_counter()
+            self._queued = 1
+            self._wait()
+            taken[i] = time.perf_counter() - begin
+        self._measured += queries
+        return taken
+
+    def conditions(self) -> dict[str, str]:
+        return {**super().conditions(), "waits": str(self._waits), "measured_on_host": str(self._measured)}
+
+
 class NumpyDevice:
     def unmet(self, requirements: Requirements) -> str:
         if requirements.accelerator:
@@ -85,7 +137,9 @@ class NumpyDevice:
         return ""
 
     def load(self, bundle: Any, threads: int) -> NumpyRunner:
-        return NumpyRunner(bundle, threads)
+        runner = NumpyRunner(bundle, threads)
+        kind = StartedRunner if "start" in runner.program else QueuedRunner if "queue" in runner.program else None
+        return kind(bundle, threads) if kind else runner
 
     def telemetry(self) -> dict[str, float]:
         return {"abacus_beads": 91.0}
