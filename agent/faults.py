@@ -87,7 +87,7 @@ class FaultyRunner:
         if not factor:
             return self.runner.measure(queries)
         # One by one, unless each call costs a start.
-        step = queries if self.block_queries(1.0) > 1 else 1
+        step = queries if isinstance(self.runner, Blocked) else 1
         return np.concatenate([self._slowed(min(step, queries - done), factor) for done in range(0, queries, step)])
 
     def _slowed(self, queries: int, factor: float) -> npt.NDArray[np.float64]:
