@@ -43,7 +43,7 @@ class Core:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """GPU, EMC, a video engine …: load in per cent and clock in MHz where they are told; ``on`` False where it says off."""
+    """GPU, EMC, a video engine: load in per cent and clock in MHz where they are told; not ``on`` where it says off."""
 
     on: bool = True
     percent: float | None = None
