@@ -2,7 +2,7 @@
 
 What travels is what `torch.export.save` wrote, but in pieces: the graph as the JSON that it is in the archive, without
 anything that only torch's own loader would look at, and each weight as raw bytes in a file of its own. So a retrained
-last layer costs its own bytes, no version of torch on a board has to know the host's archives, and nothing is unpickled.
+last layer costs its own bytes, no torch of a board has to know the host's archives, and nothing is unpickled.
 `targets.jetson.rebuild` makes a module of it again.
 """
 
@@ -90,7 +90,9 @@ def write(program: Any, folder: Path) -> tuple[BuiltFile, list[BuiltFile]]:
     path.unlink()
     graph, tensors = module["graph"], {**program.state_dict, **program.constants}
     used = _used(graph)
-    inputs, weights, files = [], [], []
+    inputs: list[str] = []
+    weights: list[dict[str, Any]] = []
+    files: list[BuiltFile] = []
     for spec in module["signature"]["input_specs"]:
         kind, content = next(iter(spec.items()))
         if kind == "user_input":

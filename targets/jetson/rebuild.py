@@ -10,7 +10,9 @@ import json
 import math
 import operator
 import re
-from typing import Any, Callable
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,8 +38,7 @@ class ProgramError(Exception):
 
 def read(path: str) -> dict[str, Any]:
     """The program in a file. Raises :class:`ProgramError`."""
-    with open(path, "rb") as file:
-        program = json.loads(file.read().decode())
+    program = json.loads(Path(path).read_text(encoding="utf-8"))
     if not isinstance(program, dict) or program.get("format") != FORMAT:
         raise ProgramError("the program is of another format than this helper reads: deploy it again")
     return program

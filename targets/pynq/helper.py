@@ -125,7 +125,7 @@ def decode(read: Callable[[int], bytes], forms: Dict[str, Form]) -> Tuple[str, D
     if len(frame) < _FRAME.size:
         raise ProtocolError("the stream ends within a message")
     magic, head_size, payload_size = _FRAME.unpack(frame)
-    if magic != _MAGIC or head_size > _MAX_HEAD or payload_size > MAX_PAYLOAD:
+    if magic != _MAGIC or head_size > _MAX_HEAD or payload_size > max(most for _, most in forms.values()):
         raise ProtocolError("this is not a message")
     text = read(head_size)
     if len(text) < head_size:
