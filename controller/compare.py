@@ -30,6 +30,8 @@ from targets.base import FleetError
 from targets.statistics import MAX_UNITS, Floats, Lengths, centre_interval, correlation, units
 
 if TYPE_CHECKING:
+    from agent.protocol import BenchProtocol
+    from controller.reports import RunReport
     from controller.results import Results
 
 #: Largest probability of so clear a difference between equals.
@@ -107,12 +109,16 @@ def compare(a: Side, b: Side, *, paired: bool = False, caveats: Sequence[str] = 
 
 
 def compare_runs(results: Results, a: str, b: str) -> Comparison:
-    """Compare two stored runs by id or its beginning, as pairs when they were interleaved; says what else differs."""
+    """Compare two stored runs by id or its beginning, as pairs when they were interleaved; says what else differs.
+
+    Raises :class:`FleetError`: those of `Results.get`, ``same-run``, and ``other-protocol``.
+    """
     one, two = results.get(a), results.get(b)
     if one.id == two.id:
         raise FleetError(
             f"'{a}' and '{b}' are the same run", code="same-run", hint="`fleet results list` shows all runs"
         )
+    check_protocol(one, two.protocol)
     caveats = [f"{run.id} is INVALID: {run.reason}" for run in (one, two) if run.verdict == "INVALID"]
     for name in ("device", "target", "model", "engine", "batch", "simulated"):
         left, right = getattr(one, name), getattr(two, name)
@@ -124,6 +130,17 @@ def compare_runs(results: Results, a: str, b: str) -> Comparison:
     return compare(
         Side(one.id, samples_one, blocks_one), Side(two.id, samples_two, blocks_two), paired=paired, caveats=caveats
     )
+
+
+def check_protocol(run: RunReport, protocol: BenchProtocol) -> None:
+    """Raises :class:`FleetError` (``other-protocol``) when the run was measured by another protocol."""
+    if run.protocol != protocol:
+        raise FleetError(
+            f"run {run.id} was measured by the protocol '{run.protocol}', the other by '{protocol}':"
+            " their figures do not mean the same",
+            code="other-protocol",
+            hint="measure one of them again: `fleet bench --protocol` takes either",
+        )
 
 
 def _units(side: Side) -> Floats:

@@ -27,6 +27,7 @@ _COLUMNS = (
     *("id", "started", "device", "target", "simulated", "model", "bundle", "engine", "batch", "verdict", "reason"),
     *(f"{name}_ms" for name in _LATENCIES),
     *("ci50_low_ms", "ci50_high_ms", "throughput", "samples", "commit", "origin", "interleaved_with", "agent_version"),
+    "protocol",
 )
 _SAMPLE_COLUMNS = ("id", "device", "model", "bundle", "index", "block", "latency_ms")
 
@@ -107,6 +108,7 @@ def _row(run: StoredRun) -> list[object]:
         run.throughput,
         run.samples,
         *(_cell(value) for value in (run.commit, run.origin, run.interleaved_with, run.agent_version)),
+        run.protocol,
     ]
 
 
@@ -133,9 +135,13 @@ def _markdown(runs: Iterable[StoredRun], out: TextIO) -> None:
             f"{stats.p90:.4g}",
             f"{stats.p99:.4g}",
             f"{run.throughput:.4g}",
-            run.verdict + (f": {run.reason}" if run.reason else ""),
+            run.verdict + (f": {run.reason}" if run.reason else "") + _protocol(run),
         ]
         out.write(f"| {' | '.join(_escape(cell) for cell in cells)} |\n")
+
+
+def _protocol(run: StoredRun) -> str:
+    return "" if run.protocol == "fleet" else f" (protocol {run.protocol})"
 
 
 def _escape(cell: str) -> str:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         Answer,
         DeployReport,
         DeviceReport,
+        EngineComparison,
         EvalReport,
         ProfileReport,
         RunReport,
@@ -198,6 +199,18 @@ class Fleet:
         from controller.measure import bench
 
         return await bench(self, model, selection, options or BenchOptions())
+
+    async def compare_engines(
+        self, model: str, selection: Sequence[Device], options: BenchOptions
+    ) -> tuple[list[RunResult | RunReport], list[EngineComparison]]:
+        """Measure a model with each of ``options.engines`` of its board's target, against the target's baseline.
+
+        All runs, as `bench` gives them, and one comparison for each device and batch; an engine that is not there
+        is in it, with the reason. Raises FleetError ``unknown-engine``.
+        """
+        from controller.engines import compare_engines
+
+        return await compare_engines(self, model, selection, options)
 
     async def profile(
         self, model: str | None, selection: Sequence[Device], options: ProfileOptions | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 
 Outcome = p.RunResult | RunReport
 
+#: What leaves nothing to go on with.
+_ENDS = frozenset({"results", "unreachable", "leased"})
+#: The minor version of the protocol in which agents learned other protocols than their own, and to check outputs.
+_SINCE = 2
 _BUNDLE_ID = re.compile(r"[0-9a-f]{6,64}")
 #: Results fetched from a journal at once.
 _JOURNAL = 16
@@ -45,6 +49,8 @@ class Measurement:
     threads: int
     arms: tuple[Want | str, ...] = ()
     batch: int = 0
+    #: What is measured instead when this, of two arms, fails: the second by itself.
+    alone: Measurement | None = None
 
     @property
     def words(self) -> str:
@@ -53,10 +59,34 @@ class Measurement:
 
 async def bench(fleet: Fleet, model: str | None, selection: Sequence[Device], options: BenchOptions) -> list[Outcome]:
     """See `Fleet.bench`."""
+    plans = {device.name: _plan(fleet, model, device, options) for device in selection}
+    done = await carry_out(fleet, selection, plans, options, one_model=model is not None or options.ab is not None)
+    return [outcome for device in selection for outcome in done.outcomes[device.name]]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What was measured on each device, by its name, and what was built for that."""
+
+    outcomes: dict[str, list[Outcome]]
+    bundles: dict[Want, Bundle | FleetError]
+
+
+async def carry_out(
+    fleet: Fleet,
+    selection: Sequence[Device],
+    plans: Mapping[str, Sequence[Measurement]],
+    options: BenchOptions,
+    *,
+    one_model: bool,
+) -> Done:
+    """Build what the plans want and carry them out, on each machine one at a time.
+
+    Raises :class:`FleetError` when ``one_model`` was asked for and none of its builds is there.
+    """
     from controller.commit import working_commit
     from controller.results import Results
 
-    plans = {device.name: _plan(fleet, model, device, options) for device in selection}
     wants = [arm for plan in plans.values() for one in plan for arm in one.arms if isinstance(arm, Want)]
     # Where results go is found out before anything is measured.
     results = await asyncio.to_thread(Results, fleet.home.results_url)
@@ -64,7 +94,7 @@ async def bench(fleet: Fleet, model: str | None, selection: Sequence[Device], op
         commit = await asyncio.to_thread(working_commit)
         bundles = await prepare(fleet, wants, jobs=options.jobs, scheduler=options.scheduler)
         errors = [bundle for bundle in bundles.values() if isinstance(bundle, FleetError)]
-        if errors and len(errors) == len(bundles) and (model is not None or options.ab):
+        if errors and len(errors) == len(bundles) and one_model:
             raise errors[0]
         machines: dict[str, list[Device]] = {}
         for device in selection:
@@ -86,7 +116,7 @@ async def bench(fleet: Fleet, model: str | None, selection: Sequence[Device], op
             await asyncio.gather(*tasks, return_exceptions=True)
     finally:
         await asyncio.to_thread(results.close)
-    return [outcome for device in selection for outcome in found[device.name]]
+    return Done(found, bundles)
 
 
 def _plan(fleet: Fleet, model: str | None, device: Device, options: BenchOptions) -> list[Measurement]:
@@ -147,12 +177,7 @@ class _Bencher:
             async with self.fleet.session(self.device, lease=True, lease_wait=self.options.lease_wait) as session:
                 await self._collect(session)
                 for measurement in plan:
-                    try:
-                        outcomes += await self._measure(session, measurement)
-                    except FleetError as error:
-                        if error.code in ("results", "unreachable", "leased"):
-                            raise
-                        outcomes.append(self._failed(measurement, error))
+                    outcomes += await self._tried(session, measurement)
                     done += 1
         except FleetError as error:
             if error.code == "results":
@@ -160,8 +185,22 @@ class _Bencher:
             outcomes += [self._failed(measurement, error) for measurement in plan[done:]]
         return outcomes
 
+    async def _tried(self, session: Session, measurement: Measurement) -> list[Outcome]:
+        """Raises :class:`FleetError` only for what ends the other measurements too."""
+        try:
+            return await self._measure(session, measurement)
+        except FleetError as error:
+            if error.code in _ENDS:
+                raise
+            if measurement.alone is None:
+                return [self._failed(measurement, error)]
+            text = f"{measurement.words}: not in turn, {error.message}"
+            self.fleet.listener(Message(self.device.name, text, "warning"))
+        return await self._tried(session, measurement.alone)
+
     async def _measure(self, session: Session, measurement: Measurement) -> list[Outcome]:
         listener, name = self.fleet.listener, self.device.name
+        self._check_version(session)
         ids = [await self._arm(session, arm) for arm in measurement.arms]
         status = await session.connection.request(p.GetStatus(), p.Status)
         release = next((r for r in status.releases if r.slot == measurement.slot), None)
@@ -198,6 +237,17 @@ class _Bencher:
             return list(results)
         finally:
             listener(DeviceChanged(name, "idle"))
+
+    def _check_version(self, session: Session) -> None:
+        """Raises :class:`FleetError` (``old-agent``) when the agent would overlook what is asked of it."""
+        welcome, spec = session.connection.welcome, self.options.spec
+        if welcome.minor < _SINCE and (spec.protocol != "fleet" or spec.check):
+            raise FleetError(
+                f"the agent of {self.device.name} speaks protocol {welcome.major}.{welcome.minor}; measuring by"
+                f" another protocol, and checking outputs, came with {p.MAJOR}.{_SINCE}",
+                code="old-agent",
+                hint="update the agent",
+            )
 
     async def _arm(self, session: Session, arm: Want | str) -> str:
         """The id of a bundle that is in the device's store."""
@@ -274,12 +324,14 @@ class _Bencher:
     def _failed(self, measurement: Measurement, error: FleetError) -> RunReport:
         reason = explained(error)
         self.fleet.listener(Message(self.device.name, reason, "error"))
+        last = measurement.arms[-1] if measurement.arms else ""
+        built = self.bundles.get(last) if isinstance(last, Want) else None
         return RunReport(
             id="",
             device=self.device.name,
             target=self.device.target,
             model=measurement.words,
-            bundle="",
+            bundle=built.id if isinstance(built, Bundle) else "",
             engine="",
             batch=measurement.batch or 1,
             verdict="INVALID",
@@ -290,4 +342,5 @@ class _Bencher:
             counters={},
             simulated=self.device.simulated,
             failed=True,
+            protocol=self.options.spec.protocol,
         )

@@ -42,6 +42,8 @@ class BenchOptions:
     ab: tuple[str, str] | None = None
     #: Batch sizes to build and measure one after the other; empty takes the build's own.
     batches: tuple[int, ...] = ()
+    #: Engines to measure beside one another, as ``NAME`` or ``NAME:PRECISION``; ``all`` are those of the target.
+    engines: tuple[str, ...] = ()
     slot: str = "default"
     #: Keep results on the devices too: do not acknowledge them.
     keep: bool = False

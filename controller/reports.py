@@ -9,8 +9,9 @@ from typing import Literal
 
 import msgspec
 
-from agent.protocol import DeployStatus, LatencyStats, ReleaseInfo, Verdict
+from agent.protocol import BenchProtocol, DeployStatus, LatencyStats, ReleaseInfo, Verdict
 from targets.pictures.found import Box, TopLabel
+from targets.published import Published
 
 
 class DeviceReport(msgspec.Struct, kw_only=True):
@@ -99,6 +100,73 @@ class RunReport(msgspec.Struct, kw_only=True):
     started_at: float = 0.0
     conditions: dict[str, float | str] = {}
     failed: bool = False
+    #: How it was measured; figures of different protocols are not to be compared.
+    protocol: BenchProtocol = "fleet"
+
+
+class EngineReport(msgspec.Struct, kw_only=True):
+    """One engine of a comparison. One that is not there, or could not be measured, has ``run`` empty and a reason."""
+
+    #: What was asked for.
+    engine: str
+    precision: str
+    run: str = ""
+    #: What ran, as the runtime says it: the engine, and the types of weights and inputs; empty when it says nothing.
+    ran: str = ""
+    weight_dtype: str = ""
+    input_dtype: str = ""
+    mean_ms: float | None = None
+    p50_ms: float | None = None
+    throughput: float | None = None
+    #: Times as fast as the baseline: by medians, or by means in the notebooks' protocol. None when there is no
+    #: baseline, or outputs are wrong.
+    speed_up: float | None = None
+    #: 95 % confidence interval of it; None where the protocol gives none.
+    speed_up_ci: tuple[float, float] | None = None
+    #: Measured in turn with the baseline, block by block.
+    interleaved: bool = False
+    #: Largest absolute difference of the golden outputs from the reference's, which are of fp32.
+    output_error: float | None = None
+    baseline: bool = False
+    verdict: Verdict = "INVALID"
+    reason: str = ""
+    #: What was published for it, on another machine.
+    published_ms: float | None = None
+    published_speed_up: float | None = None
+
+
+class EngineComparison(msgspec.Struct, kw_only=True):
+    """Engines of a target beside one another, with one network and batch on one device."""
+
+    device: str
+    target: str
+    simulated: bool
+    model: str
+    batch: int
+    protocol: BenchProtocol
+    engines: list[EngineReport]
+    published: Published | None = None
+
+
+class SweepRow(msgspec.Struct, kw_only=True):
+    batch: int
+    run: str
+    #: Items a second, and milliseconds of one query of the whole batch.
+    throughput: float
+    p50_ms: float
+    verdict: Verdict
+
+
+class Sweep(msgspec.Struct, kw_only=True):
+    """Throughput of one network on one device by batch size."""
+
+    device: str
+    target: str
+    simulated: bool
+    model: str
+    engine: str
+    rows: list[SweepRow]
+    published: Published | None = None
 
 
 Bound = Literal["compute", "memory", ""]

@@ -72,6 +72,7 @@ def report(result: RunResult) -> RunReport:
         simulated=result.simulated,
         started_at=result.started_at,
         conditions=result.conditions,
+        protocol=result.spec.protocol,
     )
 
 
@@ -265,13 +266,15 @@ _STATS = ("mean", "std", "min", "p50", "p90", "p99", "max")
 
 
 def _stored(row: Row[Any]) -> StoredRun:
+    spec = msgspec.convert(row.spec, BenchSpec)
     stats = LatencyStats(**{name: getattr(row, name) for name in _STATS}, ci50=(row.ci50_low, row.ci50_high))
     return StoredRun(
         id=row.id,
         **{name: getattr(row, name) for name in _SAME},
         latency_ms=stats,
         samples=row.sample_count,
-        spec=msgspec.convert(row.spec, BenchSpec),
+        spec=spec,
+        protocol=spec.protocol,
         versions=row.versions,
         commit=row.commit,
         origin=row.origin,
