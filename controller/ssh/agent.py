@@ -1,0 +1,259 @@
+"""The agent of a board, over SSH: found by the file it writes, started when it does not run, told whom to let in.
+
+Who has a shell on the board may do all of this; nothing of it goes beyond what the login is allowed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from controller.inventory import Device
+from controller.printable import printable
+from controller.ssh.session import SshSession
+from targets.base import FleetError
+
+if TYPE_CHECKING:
+    from targets.keys import Keys
+
+#: Seconds until a started agent answers: Python on a board of 2012 takes ten.
+START_DEADLINE = 60.0
+_LOOK_DEADLINE = 20.0
+_POLL = 0.3
+_PROGRAM = "fleet-agent"
+_MARK = "fleet-agent-look"
+# Z85, and what printable names and paths are.
+_PUBLIC = re.compile(r"[0-9A-Za-z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
+_VERSION = re.compile(r"[0-9A-Za-z.+-]{1,32}")
+
+# Argument: the agent's home, or nothing. Prints the home, whether it can be read, whether the process of agent.json
+# lives, agent.json itself, and the keys in authorized/ and trusted/, in sections.
+_LOOK = """\
+home=${1:-${FLEET_AGENT_HOME:-$HOME/.local/share/fleet-agent}}
+case $home in "~/"*) home=$HOME/${home#"~/"};; esac
+mark=$2; at=$home/agent.json
+echo "$home"
+if [ -d "$home" ] && [ ! -x "$home" ] || [ -e "$at" ] && [ ! -r "$at" ]; then echo denied; exit; fi
+pid=$(sed -n 's/^ *"pid": *\\([0-9]*\\),*$/\\1/p' "$at" 2>/dev/null | head -n 1)
+if [ -n "$pid" ] && { kill -0 "$pid" 2>/dev/null || [ -d "/proc/$pid" ]; }; then echo alive; else echo none; fi
+echo "$mark"; head -c 65536 "$at" 2>/dev/null
+for keys in authorized trusted; do
+  echo; echo "$mark"
+  for key in "$home/$keys"/*.pub; do [ -f "$key" ] && head -c 4096 "$key"; done
+done
+exit 0
+"""
+
+# Argument: a program. Prints where it is: the PATH of a command over SSH is short.
+_WHERE = """\
+for place in "" "$HOME/.local/bin/" /opt/fleet/bin/ /usr/local/bin/; do
+  at=$(command -v "$place$1" 2>/dev/null) && { echo "$at"; exit 0; }
+  case $1 in */*) exit 127;; esac
+done
+exit 127
+"""
+
+# Arguments: seconds, the agent's home, what starts it. A user's service is preferred: it is there again after a reboot.
+# Else the agent is a session of its own, which outlives this connection. Waits for another agent.json than before; ends
+# with 125 and the agent's words when it ended badly, with 124 when the time was over.
+_START = """\
+limit=$1 home=$2 pid=; shift 2
+umask 077
+mkdir -p "$home" || exit 126
+log=$home/start.log; before=$(cat "$home/agent.json" 2>/dev/null); : >"$log" || exit 126
+if command -v systemctl >/dev/null && systemctl --user cat fleet-agent.service >/dev/null 2>&1; then
+  systemctl --user start fleet-agent.service >"$log" 2>&1 || { cat "$log"; exit 125; }
+else
+  setsid nohup "$@" </dev/null >"$log" 2>&1 &
+  pid=$!
+fi
+end=$(($(date +%s) + limit))
+while now=$(cat "$home/agent.json" 2>/dev/null); [ -z "$now" ] || [ "$now" = "$before" ]; do
+  if [ -n "$pid" ] && ! kill -0 "$pid" 2>/dev/null; then
+    wait "$pid" || { tail -c 2000 "$log"; exit 125; }
+    pid=
+  fi
+  [ "$(date +%s)" -lt "$end" ] || { tail -c 2000 "$log"; exit 124; }
+  sleep 0.2 2>/dev/null || sleep 1
+done
+"""
+
+
+class RemoteAgent(msgspec.Struct, kw_only=True, frozen=True):
+    """An agent that runs on a board: its ports are on the board's loopback."""
+
+    name: str
+    target: str
+    pid: int
+    port: int
+    #: Of its TVM RPC listener; 0 when it has none.
+    rpc_port: int
+    #: Its CURVE public key in Z85: read over an authenticated connection, so it needs no line in the inventory.
+    public: str
+    home: str
+    version: str
+
+
+class _Found(msgspec.Struct, kw_only=True, frozen=True):
+    """What lies in an agent's home."""
+
+    home: str
+    agent: RemoteAgent | None
+    authorized: frozenset[str]
+    trusted: frozenset[str]
+
+
+async def find_agent(
+    session: SshSession, device: Device, *, keys: Keys | None = None, start: bool = True
+) -> RemoteAgent:
+    """The agent of a board, which is started when it does not run, and told to let ``keys`` in.
+
+    Raises FleetError ``agent-missing`` when none is installed, ``agent-not-running`` when it may not be started,
+    ``agent-failed`` with its own words when it does not start, ``agent-home`` for a home that this login cannot read,
+    ``wrong-key`` when the inventory gives another key for it.
+    """
+    found = await _look(session, device)
+    agent = found.agent
+    runs = agent is not None and await _answers(session, agent)
+    if not runs:
+        program = await _program(session, device, device.agent_command[0] if device.agent_command else _PROGRAM)
+        if not start:
+            raise FleetError(
+                f"the agent of {device.name} does not run ({printable(found.home)} on {session})",
+                code="agent-not-running",
+                hint="`fleet deploy`, and whatever else uses the board, starts it",
+            )
+    if keys is not None and not _admitted(found, keys):
+        await _authorize(session, device, found.home, keys)
+    if agent is None or not runs:
+        agent = await _start(session, device, found.home, program)
+    if device.key and device.key != agent.public:
+        raise FleetError(
+            f"the agent of {device.name} does not hold the key that the inventory gives for it",
+            code="wrong-key",
+            hint="remove `key` from its entry: over SSH it is read from the board itself",
+        )
+    return agent
+
+
+async def _answers(session: SshSession, agent: RemoteAgent) -> bool:
+    """Whether somebody listens: after a power cut, agent.json may be there and its process number another's."""
+    try:
+        await session.forward(agent.port)
+    except FleetError as error:
+        if error.code != "no-listener":
+            raise
+        return False
+    return True
+
+
+async def _look(session: SshSession, device: Device) -> _Found:
+    done = await session.run(["sh", "-c", _LOOK, "look", device.agent_home, _MARK], deadline=_LOOK_DEADLINE)
+    # A home's name is the first line; nobody's key or JSON holds the mark.
+    head, *sections = done.stdout.split(f"{_MARK}\n")
+    lines = head.splitlines()
+    if len(lines) >= 2 and lines[1] == "denied":
+        raise FleetError(
+            f"the agent's directory {printable(lines[0])} on {device.name} cannot be read as {session}",
+            code="agent-home",
+            hint="log in as who runs the agent, or name another directory: `agent: {home: …}` in fleet.yaml",
+        )
+    if len(lines) < 2 or len(sections) != 3 or not lines[0].startswith("/"):
+        words = printable((done.stderr.strip() or done.stdout.strip())[-300:])
+        raise FleetError(
+            f"{device.name} ({session}) has no POSIX shell that can be used: {words or 'it said nothing'}",
+            code="agent-missing",
+        )
+    info, authorized, trusted = sections
+    return _Found(
+        home=lines[0],
+        agent=_parsed(info, lines[0], device) if lines[1] == "alive" else None,
+        authorized=frozenset(authorized.split()),
+        trusted=frozenset(trusted.split()),
+    )
+
+
+def _parsed(text: str, home: str, device: Device) -> RemoteAgent:
+    """``agent.json``, checked. Raises FleetError ``agent-failed``."""
+    try:
+        info = msgspec.convert({**json.loads(text), "home": home}, RemoteAgent)
+        fits = 0 < info.port < 65536 and 0 <= info.rpc_port < 65536
+        if fits and _PUBLIC.fullmatch(info.public) and _VERSION.fullmatch(info.version):
+            return info
+    except (ValueError, TypeError):
+        pass
+    raise FleetError(
+        f"{printable(home)}/agent.json on {device.name} is not what an agent writes",
+        code="agent-failed",
+        hint="remove it, and the agent is started anew",
+    )
+
+
+# --- Starting -----------------------------------------------------------------------------------
+
+
+async def _start(session: SshSession, device: Device, home: str, program: str) -> RemoteAgent:
+    options = ("run", "--target", device.target, "--name", device.name, "--home", home)
+    command = (program, *(device.agent_command[1:] if device.agent_command else options))
+    argv = ["sh", "-c", _START, "start", f"{START_DEADLINE:.0f}", home, *command]
+    done = await session.run(argv, deadline=START_DEADLINE + _LOOK_DEADLINE)
+    deadline = time.monotonic() + _LOOK_DEADLINE
+    while True:
+        agent = (await _look(session, device)).agent
+        if agent is not None and await _answers(session, agent):
+            return agent
+        # Of two controllers that start it at once, one is told so by the agent's lock, and waits for the other's.
+        if (done.status and "already" not in done.stdout) or time.monotonic() > deadline:
+            raise _failed(device, home, done.stdout.strip() or done.stderr.strip())
+        await asyncio.sleep(_POLL)
+
+
+async def _program(session: SshSession, device: Device, name: str) -> str:
+    """Where a program is on the board. Raises FleetError ``agent-missing``."""
+    done = await session.run(["sh", "-c", _WHERE, "where", name], deadline=_LOOK_DEADLINE)
+    at = done.stdout.strip()
+    if done.status or not at.startswith("/"):
+        raise FleetError(
+            f"no agent is installed on {device.name} ({session}): there is no program {printable(name)}",
+            code="agent-missing",
+            hint="install it: `pip install fleet-edge` on the board; or say where it is: `agent: {command: […]}`",
+        )
+    return at
+
+
+async def _authorize(session: SshSession, device: Device, home: str, keys: Keys) -> None:
+    """Have the agent let this controller in, by the agent's own program: the format of its files is its own."""
+    # `python -m agent.main run …` authorizes as `python -m agent.main authorize …`; of `systemctl start …` nothing is
+    # known, and the program is where it usually is.
+    given = device.agent_command
+    before = given[: given.index("run")] if "run" in given else (_PROGRAM,)
+    program = (await _program(session, device, before[0]), *before[1:])
+    words = ("authorize", "--home", home, keys.curve_public.decode(), keys.signing_public)
+    done = await session.run([*program, *words], deadline=START_DEADLINE)
+    if done.status:
+        said = printable((done.stderr.strip() or done.stdout.strip())[-500:]) or f"status {done.status}"
+        raise FleetError(
+            f"this controller's keys could not be authorized on {device.name}: {said}",
+            code="agent-failed",
+            hint="on the board: `fleet-agent authorize` with the two keys that `fleet keys` prints",
+        )
+
+
+def _admitted(found: _Found, keys: Keys) -> bool:
+    """Whether the agent lets us in and takes what we sign; with nobody in ``trusted`` it takes anybody's."""
+    signs = not found.trusted or keys.signing_public in found.trusted
+    return keys.curve_public.decode() in found.authorized and signs
+
+
+def _failed(device: Device, home: str, words: str) -> FleetError:
+    said = printable(words[-500:]) or f"it was not ready after {START_DEADLINE:.0f} s"
+    return FleetError(
+        f"the agent of {device.name} does not start: {said}",
+        code="agent-failed",
+        hint=f"more may be in {printable(home)}/agent.log on the board",
+    )
