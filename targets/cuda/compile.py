@@ -9,6 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from targets.cpu.compile import tvm_target as host_target
+from targets.cpu.machine import X86_MACHINE, Machine
+from targets.cuda import architectures
+
 #: What the library has in place of its kernels; :class:`targets.cuda.device.CUDARunner` puts them there.
 PLACEHOLDER = "fleet: kernels"
 #: Names that begin with a digit, as those of weights do, are none in C++.
@@ -27,32 +31,32 @@ class Compiled:
     source: str
 
 
-def tvm_target() -> Any:
-    """TVM's target: what every GPU from compute capability 7.5 on has, and every x86-64 processor."""
+def tvm_target(architecture: str = f"sm_{architectures.OLDEST}", machine: Machine = X86_MACHINE) -> Any:
+    """TVM's target: GPUs from ``architecture`` on, in any processor of a machine."""
     import tvm
 
     return tvm.target.Target(
         {
             "kind": "cuda",
-            "arch": "sm_75",
+            "arch": architecture,
             "max_num_threads": 1024,
             "max_threads_per_block": 1024,
             "max_shared_memory_per_block": 49152,
             "thread_warp_size": 32,
         },
-        host={"kind": "llvm", "mtriple": "x86_64-unknown-linux-gnu", "mcpu": "x86-64"},
+        host=host_target(machine, machine.processor("generic")),
     )
 
 
-def compile_module(module: Any) -> Compiled:
-    """Compile a simplified module. TVM's passes raise many types for what they cannot compile."""
+def compile_module(module: Any, target: Any | None = None) -> Compiled:
+    """Compile a simplified module for `tvm_target`. TVM's passes raise many types for what they cannot compile."""
     import tvm
 
     from targets.cpu import passes
     from targets.cuda import operators
     from targets.cuda.schedule import lower
 
-    target = tvm_target()
+    target = target or tvm_target()
     with target, _source() as source:
         module, weights = passes.lift_weights(operators.kernels()(module))
         executable = tvm.compile(module, target=target, relax_pipeline=lower())

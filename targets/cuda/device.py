@@ -129,7 +129,12 @@ def read_kernels(bundle: LoadedBundle, found: gpu.GPU) -> tuple[str, bytes]:
 
 def start_cuda(threads: int) -> None:
     """Load TVM's runtime, and its part for CUDA. Raises GPUError where a library is not there."""
-    _load_cudart()
+    load_cudart()
+    start_runtime(threads)
+
+
+def start_runtime(threads: int) -> None:
+    """`start_cuda`, where CUDA's own library is where the system finds it."""
     import_runtime(threads)
     from tvm.libinfo import package_lib_paths
     from tvm_ffi.libinfo import load_lib_ctypes
@@ -140,8 +145,8 @@ def start_cuda(threads: int) -> None:
         raise GPUError(f"TVM's runtime for CUDA cannot be loaded: {str(error).splitlines()[0]}") from None
 
 
-def _load_cudart() -> None:
-    """CUDA's runtime library, where TVM's will find it: the system's, or the PyPI package's."""
+def load_cudart() -> None:
+    """CUDA's runtime library, where TVM's will find it: the system's, or the PyPI package's. Raises GPUError."""
     spec = find_spec("nvidia")
     folders = (spec.submodule_search_locations or ()) if spec else ()
     for name in (_RUNTIME, *(str(Path(folder) / "cu13" / "lib" / _RUNTIME) for folder in folders)):

@@ -17,13 +17,14 @@ import msgspec
 import numpy as np
 from cuda_child import Built
 
-from targets.base import BuiltFile, TensorSpec
+from targets.base import BuiltFile, Requirements, TensorSpec
 from targets.cpu.compile import LIBRARY, link, write_weights
 from targets.cpu.machine import X86_MACHINE
 from targets.cuda import architectures
 from targets.cuda.compile import Compiled
 from targets.cuda.gpu import find
 from targets.cuda.nvrtc import compile_source, include_folders
+from targets.jetson import chips
 
 _HERE = Path(__file__).parent / "cuda_emulator"
 _HELPER = re.compile(r"^(?:template[^\n]*\n)?__forceinline__ __device__ [^\n]*\{\n.*?^\}", re.M | re.S)
@@ -39,7 +40,10 @@ def _zig(*arguments: str) -> None:
 
 
 def device(folder: Path) -> Path:
-    """The folder with the emulated libraries: for ``LD_LIBRARY_PATH`` of the process that loads TVM."""
+    """The folder with the emulated libraries: for ``LD_LIBRARY_PATH`` of the process that loads TVM.
+
+    That process's ``EMULATED_CAPABILITY`` and ``EMULATED_CUDA`` say which GPU and which driver it finds.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     includes = [f"-I{path}" for path in include_folders()]
     versions = folder / "versions"
@@ -69,11 +73,23 @@ def kernels(source: str, folder: Path) -> bytes:
     return built.read_bytes()
 
 
-def run(compiled: Compiled, inputs: Sequence[np.ndarray], folder: Path, libraries: Path | None) -> list[np.ndarray]:
-    """What a compiled module gives for ``inputs``: on the emulated GPU that is in ``libraries``, or on a real one."""
+def run(
+    compiled: Compiled,
+    inputs: Sequence[np.ndarray],
+    folder: Path,
+    libraries: Path | None,
+    jetson: str = "",
+    cuda: int = 13000,
+) -> list[np.ndarray]:
+    """What a compiled module gives for ``inputs``: on the emulated GPU that is in ``libraries``, or on a real one.
+
+    ``jetson`` names the chip whose GPU is emulated and that target's device half, ``cuda`` what its driver knows.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     weights = write_weights(compiled.weights, folder)
-    architecture = "sm_90" if libraries else f"sm_{find().capability}"
+    chip = chips.named(jetson) if jetson else None
+    emulated = chip.capability if chip else 90
+    architecture = f"sm_{emulated if libraries else find().capability}"
     code = folder / "kernels.so"
     code.write_bytes(
         kernels(compiled.source, folder / "kernels") if libraries else compile_source(compiled.source, architecture)
@@ -86,12 +102,16 @@ def run(compiled: Compiled, inputs: Sequence[np.ndarray], folder: Path, librarie
         parameters=[file.name for file in weights],
         inputs=[TensorSpec(n, a.shape, a.dtype.name) for n, a in zip(names, inputs, strict=True)],
         outputs=[],
+        requirements=Requirements(accelerator=architecture),
     )
     (folder / "built.json").write_bytes(msgspec.json.encode(built))
     np.savez(folder / "inputs.npz", **dict(zip(names, inputs, strict=True)))
-    environment = {**os.environ, **({"LD_LIBRARY_PATH": str(libraries)} if libraries else {})}
+    environment = dict(os.environ)
+    if libraries:
+        environment |= {"EMULATED_CAPABILITY": str(emulated), "EMULATED_CUDA": str(cuda)}
+        environment["LD_LIBRARY_PATH"] = str(libraries)
     command = [sys.executable, str(Path(__file__).with_name("cuda_child.py")), str(folder)]
-    command += ["emulated"] if libraries else []
+    command += [("jetson" if jetson else "emulated")] if libraries else []
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
     with np.load(folder / "outputs.npz") as found:

@@ -128,8 +128,18 @@ EXPORT unsigned emulated_lane() { return current & 31; }
 
 // --- The driver ----------------------------------------------------------------------------------
 
+// Which GPU this is: EMULATED_CAPABILITY is 87 for compute capability 8.7, EMULATED_CUDA 12060 for a driver of 12.6.
+static int number(const char* variable, int otherwise) {
+  const char* given = getenv(variable);
+  return given ? atoi(given) : otherwise;
+}
+
 EXPORT CUresult cuGetErrorName(CUresult, const char** text) { *text = "CUDA_ERROR_EMULATED"; return CUDA_SUCCESS; }
 EXPORT CUresult cuGetErrorString(CUresult, const char** text) { *text = "emulated"; return CUDA_SUCCESS; }
+EXPORT CUresult cuDriverGetVersion(int* version) {
+  *version = number("EMULATED_CUDA", 13000);
+  return CUDA_SUCCESS;
+}
 EXPORT CUresult cuDeviceGetName(char* name, int size, CUdevice) {
   snprintf(name, size, "emulated GPU");
   return CUDA_SUCCESS;
@@ -196,8 +206,8 @@ constexpr cudaError_t cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaErrorN
 
 EXPORT cudaError_t cudaDeviceGetAttribute(int* value, int attribute, int) {
   switch (attribute) {
-    case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR: *value = 9; break;
-    case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR: *value = 0; break;
+    case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR: *value = number("EMULATED_CAPABILITY", 90) / 10; break;
+    case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR: *value = number("EMULATED_CAPABILITY", 90) % 10; break;
     case CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK: *value = 1024; break;
     case CU_DEVICE_ATTRIBUTE_WARP_SIZE: *value = 32; break;
     case CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK: *value = 49152; break;
