@@ -6,6 +6,7 @@ A series is a list of (time in seconds, reading), in order.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Literal
 
 Point = tuple[float, Mapping[str, float]]
@@ -42,6 +43,5 @@ def energy(series: Sequence[Point], idle_w: float, name: str = "power_w") -> flo
     points = [(at, reading[name]) for at, reading in series if name in reading]
     if len(points) < 3 or points[-1][0] - points[0][0] < ENERGY_SECONDS:
         return None
-    pairs = zip(points, points[1:], strict=False)
-    joules = sum((one + two) / 2 * (then - at) for (at, one), (then, two) in pairs)
+    joules = sum((one + two) / 2 * (then - at) for (at, one), (then, two) in pairwise(points))
     return joules - idle_w * (points[-1][0] - points[0][0])

@@ -1,4 +1,4 @@
-"""Which Jetson this is: module, chip, L4T and what its JetPack brings. Read from files, without root and without CUDA."""
+"""Which Jetson this is: module, chip, L4T and what its JetPack brings. Read from files, without root or CUDA."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def parse_package(printed: str) -> str:
 
 
 def release(l4t: str) -> Release:
-    """What belongs to an L4T. One that is not listed gets ``6.x`` as its JetPack, and versions of its own minor only."""
+    """What belongs to an L4T. One that is not listed is of JetPack ``6.x``, and has versions of its own minor only."""
     if not re.fullmatch(r"\d{1,3}\.\d{1,3}\.\d{1,3}", l4t):
         return Release("", "", "", "")
     for known in RELEASES:
