@@ -12,11 +12,12 @@ from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from controller.inventory import Device, InventoryError, suggest
 from controller.inventory_file import check, template, text, write
+from controller.inventory_reach import KEYS, written
 from targets.base import FleetError
 
 # Text that YAML reads as itself without quotes.
 _PLAIN = re.compile(r"(?!(?:true|false|null)$)[A-Za-z][A-Za-z0-9._/-]*(?::(?://)?[A-Za-z0-9._/-]+)*", re.IGNORECASE)
-_FIELDS = ("name", "target", "address", "key", "rpc", "tracker", "rpc_key", "labels", "host", "threads")
+_FIELDS = ("name", "target", *KEYS, "labels", "host", "threads")
 
 
 def add(path: Path, device: Device) -> None:
@@ -76,7 +77,7 @@ def _last_line(node: Node) -> int:
 
 def _entry(device: Device, indent: str) -> list[str]:
     """A device in YAML. JSON's strings and mappings are YAML's, and need no thought about quoting."""
-    values = msgspec.to_builtins(device)
+    values = written(msgspec.to_builtins(device))
     lines = []
     for field in _FIELDS:
         if value := values[field]:

@@ -11,22 +11,21 @@ from typing import Any, TypeVar
 
 import msgspec
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from controller.inventory import SIMULATED_PREFIX, Assignment, Device, Inventory, InventoryError, ModelEntry, suggest
+from controller.inventory_reach import KEYS, reach
+from controller.inventory_values import Values, line_of, plain
 from targets.base import LOCAL_OPTIONS, Option, Postprocess, Preprocess, names
 
 Rules = TypeVar("Rules", Preprocess, Postprocess)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-_ENDPOINT = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
-# The alphabet of Z85, ZeroMQ's way to write a CURVE key.
-_KEY = re.compile(r"[0-9A-Za-z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
 
 _TOP = ("defaults", "devices", "models", "assign")
 _DEFAULTS = ("threads", "tracker", "labels")
-_DEVICE = ("name", "target", "address", "key", "rpc", "tracker", "rpc_key", "labels", "host", "threads", "model")
+_DEVICE = ("name", "target", *KEYS, "labels", "host", "threads", "model")
 _MODEL = ("file", "weights", "options", "preprocess", "postprocess", "labels")
 _ASSIGN = ("model", "target", "labels", "devices", "weights", "options", "slot", "threads")
 
@@ -44,6 +43,9 @@ defaults:
 #    target: arm64                      # one of: {targets}
 #    address: tcp://192.168.7.21:7700   # the agent's socket
 #    key: "..."                         # the agent's public key: `fleet-agent show` on the board prints it
+#    ssh: fleet@192.168.7.21            # or its SSH server, or a Host of ~/.ssh/config; nothing else has to be open,
+#                                       # and neither address nor key is needed: the agent is found and started
+#    link: ssh                          # ssh, rpc, or rpc+ssh (TVM RPC through the tunnel); left out: what answers
 #    rpc: 192.168.7.21:9090             # its TVM RPC listener, used when the socket is not reachable
 #    tracker: 192.168.7.1:9190          # or a TVM tracker, at which the board is known as rpc_key
 #    rpc_key: bench-1
@@ -123,19 +125,12 @@ def _parse(path: Path, content: str) -> Any:
         raise InventoryError(f"{path}: not YAML: {' '.join(str(error).split())[:200]}") from None
 
 
-class _Reader:
+class _Reader(Values):
     """Turns the parsed document into an inventory, collecting every mistake with its line."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.errors: list[tuple[int, str]] = []
-
-    def wrong(self, line: int, text: str) -> None:
-        self.errors.append((line, text))
 
     def inventory(self, document: Any) -> Inventory:
         top = self.mapping(document if document is not None else CommentedMap(), 1, "the inventory", _TOP)
-        defaults = self.mapping(top.get("defaults"), _line(top, "defaults"), "defaults", _DEFAULTS)
+        defaults = self.mapping(top.get("defaults"), line_of(top, "defaults"), "defaults", _DEFAULTS)
         base = {
             "threads": self.integer(defaults, "threads", "defaults"),
             "tracker": self.endpoint(defaults, "tracker", "defaults"),
@@ -145,8 +140,8 @@ class _Reader:
         assignments: list[Assignment] = []
         for entry, line in self.sequence(top, "devices"):
             self.device(entry, line, base, devices, assignments)
-        models = self.mapping(top.get("models"), _line(top, "models"), "models", ())
-        entries = {str(name): self.model(str(name), models[name], _line(models, name)) for name in models}
+        models = self.mapping(top.get("models"), line_of(top, "models"), "models", ())
+        entries = {str(name): self.model(str(name), models[name], line_of(models, name)) for name in models}
         known = {device.name for device in devices}
         for entry, line in self.sequence(top, "assign"):
             assignments.append(self.assignment(entry, line, known))
@@ -163,7 +158,7 @@ class _Reader:
         node = self.mapping(entry, line, "a device", _DEVICE)
         name = self.string(node, "name", "a device", required=line)
         where = f"device '{name}'" if name else "a device"
-        line = _line(node, "name", line)
+        line = line_of(node, "name", line)
         if name and not _NAME.fullmatch(name):
             self.wrong(line, f"a device may not be named '{name}': letters, digits, '.', '_' and '-', at most 63")
         elif name.startswith(SIMULATED_PREFIX):
@@ -172,35 +167,15 @@ class _Reader:
             self.wrong(line, f"there are two devices named '{name}'")
         target = self.string(node, "target", where, required=line)
         if target and target not in (known := names()):
-            self.wrong(_line(node, "target"), f"{where}: unknown target '{target}'; installed: {', '.join(known)}")
-        address = self.string(node, "address", where)
-        if address and not (address.startswith("tcp://") and _is_endpoint(address.removeprefix("tcp://"))):
-            self.wrong(_line(node, "address"), f"{where}: address must be tcp://HOST:PORT, not '{address}'")
-        key = self.string(node, "key", where)
-        if key and not _KEY.fullmatch(key):
-            self.wrong(_line(node, "key"), f"{where}: key must be 40 characters of Z85; `fleet-agent show` prints it")
-        if address and not key:
-            self.wrong(line, f"{where}: an address needs the agent's key; `fleet-agent show` on the board prints it")
-        rpc = self.endpoint(node, "rpc", where)
-        own_tracker = self.endpoint(node, "tracker", where)
-        rpc_key = self.string(node, "rpc_key", where)
-        if own_tracker and not rpc_key:
-            self.wrong(_line(node, "tracker"), f"{where}: a tracker needs rpc_key, the board's name at the tracker")
-        tracker = own_tracker or (base["tracker"] if rpc_key else "")
-        if not (address or rpc or tracker):
-            self.wrong(line, f"{where}: no way to reach it; give address (with key), rpc, or tracker with rpc_key")
+            self.wrong(line_of(node, "target"), f"{where}: unknown target '{target}'; installed: {', '.join(known)}")
         devices.append(
             Device(
                 name=name,
                 target=target,
-                address=address,
-                key=key,
-                rpc=rpc,
-                tracker=tracker,
-                rpc_key=rpc_key,
                 labels={**base["labels"], **self.labels(node, "labels", where)},
                 host=self.string(node, "host", where),
                 threads=self.integer(node, "threads", where) or base["threads"],
+                **reach(self, node, where, line, base["tracker"]),
             )
         )
         if model := self.string(node, "model", where):
@@ -213,10 +188,10 @@ class _Reader:
         if file and not _is_function(file):
             file = str(self.path.absolute().parent / file)
             if not Path(file).is_file():
-                self.wrong(_line(node, "file"), f"{where}: there is no file {file}")
+                self.wrong(line_of(node, "file"), f"{where}: there is no file {file}")
             if Path(file).suffix not in (".onnx", ".pt2", ".fleet"):
                 self.wrong(
-                    _line(node, "file"), f"{where}: file must be .onnx, .pt2 or .fleet, or package.module:function"
+                    line_of(node, "file"), f"{where}: file must be .onnx, .pt2 or .fleet, or package.module:function"
                 )
         return ModelEntry(
             name=name,
@@ -232,9 +207,9 @@ class _Reader:
         if node.get(key) is None:
             return None
         try:
-            return msgspec.convert(_plain(node[key]), kind)
+            return msgspec.convert(plain(node[key]), kind)
         except msgspec.ValidationError as error:
-            self.wrong(_line(node, key), f"{where}: {key}: {error}")
+            self.wrong(line_of(node, key), f"{where}: {key}: {error}")
             return None
 
     def class_names(self, node: CommentedMap, where: str) -> tuple[str, ...]:
@@ -247,10 +222,10 @@ class _Reader:
             try:
                 lines = (self.path.absolute().parent / value).read_text(encoding="utf-8").splitlines()
             except (OSError, UnicodeDecodeError) as error:
-                self.wrong(_line(node, "labels"), f"{where}: cannot read labels from {value}: {error}")
+                self.wrong(line_of(node, "labels"), f"{where}: cannot read labels from {value}: {error}")
                 return ()
             return tuple(line.strip() for line in lines if line.strip())
-        self.wrong(_line(node, "labels"), f"{where}: labels must be a list, or a file with one a line")
+        self.wrong(line_of(node, "labels"), f"{where}: labels must be a list, or a file with one a line")
         return ()
 
     def assignment(self, entry: Any, line: int, known: Collection[str]) -> Assignment:
@@ -259,7 +234,9 @@ class _Reader:
         where = f"assignment of '{model}'"
         target = self.string(node, "target", where)
         if target and target not in (installed := names()):
-            self.wrong(_line(node, "target"), f"{where}: unknown target '{target}'; installed: {', '.join(installed)}")
+            self.wrong(
+                line_of(node, "target"), f"{where}: unknown target '{target}'; installed: {', '.join(installed)}"
+            )
         devices = self.device_names(node, where, known)
         labels = self.labels(node, "labels", where)
         if not (target or labels or devices):
@@ -281,79 +258,25 @@ class _Reader:
             return ()
         values = [value] if isinstance(value, str) else value
         if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
-            self.wrong(_line(node, "devices"), f"{where}: devices must be a list of names")
+            self.wrong(line_of(node, "devices"), f"{where}: devices must be a list of names")
             return ()
         for name in values:
             # Patterns and simulated boards are looked up when they are used.
             if name not in known and not name.startswith(SIMULATED_PREFIX) and not set(name) & set("*?["):
-                self.wrong(_line(node, "devices"), f"{where}: unknown device '{name}'; {suggest(name, known)}")
+                self.wrong(line_of(node, "devices"), f"{where}: unknown device '{name}'; {suggest(name, known)}")
         return tuple(values)
 
-    # --- Values ---------------------------------------------------------------------------------
-
-    def mapping(self, node: Any, line: int, where: str, allowed: Collection[str]) -> CommentedMap:
-        """``node`` if it is a mapping, else an empty one. With ``allowed``, no other keys may be in it."""
-        if node is None:
-            return CommentedMap()
-        if not isinstance(node, CommentedMap):
-            self.wrong(line, f"{where} must be a mapping" + (f" of {', '.join(allowed)}" if allowed else ""))
-            return CommentedMap()
-        for key in node:
-            if allowed and key not in allowed:
-                self.wrong(_line(node, key), f"{where}: unknown key '{key}'; allowed: {', '.join(allowed)}")
-        return node
-
-    def sequence(self, node: CommentedMap, key: str) -> list[tuple[Any, int]]:
-        value = node.get(key)
-        if value is None:
-            return []
-        if not isinstance(value, CommentedSeq):
-            self.wrong(_line(node, key), f"{key} must be a list, each entry after a '-'")
-            return []
-        return [(item, value.lc.item(index)[0] + 1) for index, item in enumerate(value)]
-
-    def string(self, node: CommentedMap, key: str, where: str, required: int = 0) -> str:
-        value = node.get(key)
-        if value is None or value == "":
-            if required:
-                self.wrong(required, f"{where}: {key} is missing")
-            return ""
-        if not isinstance(value, str):
-            self.wrong(_line(node, key), f'{where}: {key} must be text; put it in quotes: "{value}"')
-            return ""
-        return str(value)
-
-    def integer(self, node: CommentedMap, key: str, where: str) -> int:
-        value = node.get(key, 0)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 1024:
-            self.wrong(_line(node, key), f"{where}: {key} must be a whole number from 0 to 1024, not '{value}'")
-            return 0
-        return int(value)
-
-    def endpoint(self, node: CommentedMap, key: str, where: str) -> str:
-        value = self.string(node, key, where)
-        if value and not _is_endpoint(value):
-            self.wrong(_line(node, key), f"{where}: {key} must be HOST:PORT, not '{value}'")
-        return value
-
-    def labels(self, node: CommentedMap, key: str, where: str) -> dict[str, str]:
-        value = self.mapping(node.get(key), _line(node, key), f"{where}: {key}", ())
-        for name, text in value.items():
-            if not isinstance(text, (str, int)) or isinstance(text, bool):
-                self.wrong(_line(value, name), f"{where}: label '{name}' must be text or a whole number")
-        return {str(name): str(text) for name, text in value.items()}
-
     def options(self, node: CommentedMap, where: str) -> dict[str, Option]:
-        value = self.mapping(node.get("options"), _line(node, "options"), f"{where}: options", ())
-        plain: dict[str, Option] = {}
+        value = self.mapping(node.get("options"), line_of(node, "options"), f"{where}: options", ())
+        found: dict[str, Option] = {}
         for name, option in value.items():
             if isinstance(option, (str, int, float)):
-                plain[str(name)] = _plain(option)
+                found[str(name)] = plain(option)
                 if name in LOCAL_OPTIONS and (beside := self.path.absolute().parent / str(option)).exists():
-                    plain[str(name)] = str(beside)
+                    found[str(name)] = str(beside)
             else:
-                self.wrong(_line(value, name), f"{where}: option '{name}' must be text, a number, true or false")
-        return plain
+                self.wrong(line_of(value, name), f"{where}: option '{name}' must be text, a number, true or false")
+        return found
 
 
 def _is_function(text: str) -> bool:
@@ -363,28 +286,3 @@ def _is_function(text: str) -> bool:
     from controller.zoo import entry
 
     return entry.is_entry(text)
-
-
-def _is_endpoint(text: str) -> bool:
-    found = _ENDPOINT.fullmatch(text)
-    return found is not None and 1 <= int(found[1]) <= 65535
-
-
-def _line(node: CommentedMap, key: Any, default: int = 1) -> int:
-    """The line, from 1, of a key; the mapping's own for a key that is not there."""
-    try:
-        return int(node.lc.key(key)[0]) + 1
-    except (KeyError, TypeError, AttributeError):
-        return int(node.lc.line) + 1 if getattr(node.lc, "line", None) is not None else default
-
-
-def _plain(node: Any) -> Any:
-    """The document's own classes as Python's."""
-    if isinstance(node, dict):
-        return {str(key): _plain(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_plain(value) for value in node]
-    for kind in (bool, int, float, str):
-        if isinstance(node, kind):
-            return kind(node)
-    return node
