@@ -12,6 +12,7 @@ from xml.sax.saxutils import escape
 from controller.printable import printable
 from controller.reports import OperatorReport, ProfileReport
 from controller.roofline import roof, shape, title
+from controller.svg import STYLE, Scale, text
 from controller.tui.figures import milliseconds
 
 _WIDTH = 1160
@@ -31,21 +32,6 @@ _BANDS = (
 )
 _MEMORY = ("#5b8fd6", "bound by memory")
 _NOTHING = ("#9aa0a6", "nothing multiplied")
-_STYLE = """
-text { font-family: sans-serif; font-size: 12px; fill: #1f2328; }
-text.title { font-size: 16px; font-weight: bold; }
-text.faint { fill: #656d76; }
-.ground { fill: #ffffff; }
-.line { stroke: #d0d7de; fill: none; }
-.roof { stroke: #1f2328; stroke-width: 1.5; fill: none; }
-@media (prefers-color-scheme: dark) {
-  text { fill: #e6edf3; }
-  text.faint { fill: #8d96a0; }
-  .ground { fill: #0d1117; }
-  .line { stroke: #30363d; }
-  .roof { stroke: #e6edf3; }
-}
-"""
 
 
 def picture(report: ProfileReport) -> str:
@@ -59,13 +45,13 @@ def _document(report: ProfileReport) -> Iterator[str]:
     yield (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" viewBox="0 0 {_WIDTH} {height}">'
     )
-    yield f"<style>{_STYLE}</style>"
+    yield f"<style>{STYLE}</style>"
     yield '<rect class="ground" width="100%" height="100%"/>'
     board = f"{report.device} (simulated)" if report.simulated else report.device
-    yield _text(16, 28, f"{report.model} on {board}: {milliseconds(report.query_ms)} ms a query", "title")
+    yield text(16, 28, f"{report.model} on {board}: {milliseconds(report.query_ms)} ms a query", "title")
     facts = f"{report.target}, {report.threads} threads; this machine's measured peak is {report.peak_gflops:.0f} "
     facts += f"GFLOP/s, its memory's {report.memory_gbytes_per_second:.1f} GB/s"
-    yield _text(16, 48, facts, "faint")
+    yield text(16, 48, facts, "faint")
     yield from _legend(16, 70)
     yield from _bars(report)
     yield from _roofline(report, rows_end + 40)
@@ -75,7 +61,7 @@ def _document(report: ProfileReport) -> Iterator[str]:
 def _legend(x: float, y: float) -> Iterator[str]:
     for colour, words in (*((colour, words) for _, colour, words in _BANDS), _MEMORY, _NOTHING):
         yield f'<rect x="{x:.0f}" y="{y - 10}" width="12" height="12" fill="{colour}"/>'
-        yield _text(x + 17, y, words, "faint")
+        yield text(x + 17, y, words, "faint")
         x += 40 + 6.6 * len(words)
 
 
@@ -85,42 +71,42 @@ def _bars(report: ProfileReport) -> Iterator[str]:
         y = _TOP + number * _ROW
         width = max(one.ms / longest * _BAR, 0.5)
         yield f"<g>{_hover(one)}"
-        yield _text(40, y + 14, str(number + 1), "faint", "end")
+        yield text(40, y + 14, str(number + 1), "faint", "end")
         name = title(one)
-        yield _text(50, y + 14, name if len(name) <= _TITLE else name[: _TITLE - 1] + "…")
-        yield _text(_LEFT - 8, y + 14, shape(one), "faint", "end")
+        yield text(50, y + 14, name if len(name) <= _TITLE else name[: _TITLE - 1] + "…")
+        yield text(_LEFT - 8, y + 14, shape(one), "faint", "end")
         yield f'<rect x="{_LEFT}" y="{y + 3}" width="{width:.1f}" height="{_ROW - 6}" fill="{_colour(one)}"/>'
         figures = f"{milliseconds(one.ms)} ms, {one.share:.1%}"
         figures += f"; {one.gflops:.0f} GFLOP/s, {one.peak_share:.0%}" if one.flops else ""
         figures += "" if one.bound == "compute" else f"; {one.gbytes_per_second:.1f} GB/s"
-        yield _text(_LEFT + width + 6, y + 14, figures, "faint")
+        yield text(_LEFT + width + 6, y + 14, figures, "faint")
         yield "</g>"
 
 
 def _roofline(report: ProfileReport, top: int) -> Iterator[str]:
     """Operators that multiply, by operations a byte and GFLOP/s, both logarithmic, below what the machine can do."""
-    yield _text(16, top + 20, "Against the roofline", "title")
+    yield text(16, top + 20, "Against the roofline", "title")
     points = [one for one in report.operators if one.flops and one.bytes and one.gflops > 0]
     ridge = report.peak_gflops / report.memory_gbytes_per_second
-    across = _Scale([ridge, *(one.flops / one.bytes for one in points)], 60, _WIDTH - 80)
+    across = Scale([ridge, *(one.flops / one.bytes for one in points)], 60, _WIDTH - 80)
     y0, y1 = top + _FIELD_TOP + _FIELD_HEIGHT, top + _FIELD_TOP
-    up = _Scale([report.peak_gflops, *(one.gflops for one in points)], y0, y1)
+    up = Scale([report.peak_gflops, *(one.gflops for one in points)], y0, y1)
     for value in across.decades:
         x = across(value)
         yield f'<path class="line" d="M{x:.1f} {y0}V{y1}"/>'
-        yield _text(x, y0 + 16, f"{value:g}", "faint", "middle")
+        yield text(x, y0 + 16, f"{value:g}", "faint", "middle")
     for value in up.decades:
         y = up(value)
         yield f'<path class="line" d="M60 {y:.1f}H{_WIDTH - 80}"/>'
-        yield _text(54, y + 4, f"{value:g}", "faint", "end")
-    yield _text(_WIDTH - 80, y0 + 34, "floating-point operations a byte", "faint", "end")
-    yield _text(16, y1 - 14, "GFLOP/s", "faint")
+        yield text(54, y + 4, f"{value:g}", "faint", "end")
+    yield text(_WIDTH - 80, y0 + 34, "floating-point operations a byte", "faint", "end")
+    yield text(16, y1 - 14, "GFLOP/s", "faint")
     # The roof's corners, as far as they are in the field: memory's slope begins where it crosses the lower edge.
     start = max(across.low, up.low / report.memory_gbytes_per_second)
     corners = [(x, roof(x, report)) for x in (start, max(ridge, start), across.high)]
     path = "L".join(f"{across(x):.1f} {up(y):.1f}" for x, y in corners)
     yield f'<path class="roof" d="M{path}"/>'
-    yield _text(_WIDTH - 84, up(report.peak_gflops) - 6, f"peak {report.peak_gflops:.0f} GFLOP/s", "", "end")
+    yield text(_WIDTH - 84, up(report.peak_gflops) - 6, f"peak {report.peak_gflops:.0f} GFLOP/s", "", "end")
     most = max((one.ms for one in points), default=0.0) or 1.0
     # Large ones first, so that they hide none.
     for one in sorted(points, key=lambda one: -one.ms):
@@ -129,31 +115,6 @@ def _roofline(report: ProfileReport, top: int) -> Iterator[str]:
             f'<circle cx="{across(one.flops / one.bytes):.1f}" cy="{up(one.gflops):.1f}" r="{radius:.1f}" '
             f'fill="{_colour(one)}" fill-opacity="0.75">{_hover(one)}</circle>'
         )
-
-
-class _Scale:
-    """A logarithmic axis of whole decades that holds ``values``, from one place of the picture to another."""
-
-    def __init__(self, values: list[float], start: float, end: float) -> None:
-        self._first = math.floor(math.log10(min(values)))
-        self._last = max(math.ceil(math.log10(max(values) * 1.05)), self._first + 1)
-        self._start, self._end = start, end
-
-    @property
-    def low(self) -> float:
-        return 10.0**self._first
-
-    @property
-    def high(self) -> float:
-        return 10.0**self._last
-
-    @property
-    def decades(self) -> list[float]:
-        return [10.0**power for power in range(self._first, self._last + 1)]
-
-    def __call__(self, value: float) -> float:
-        share = (math.log10(value) - self._first) / (self._last - self._first)
-        return self._start + share * (self._end - self._start)
 
 
 def _colour(one: OperatorReport) -> str:
@@ -167,8 +128,3 @@ def _colour(one: OperatorReport) -> str:
 def _hover(one: OperatorReport) -> str:
     words = f"{one.kernel}: {title(one)}, {shape(one)}; {one.choice or 'no choice is known'}"
     return f"<title>{escape(printable(words))}</title>"
-
-
-def _text(x: float, y: float, words: str, style: str = "", anchor: str = "start") -> str:
-    attributes = (f' class="{style}"' if style else "") + (f' text-anchor="{anchor}"' if anchor != "start" else "")
-    return f'<text x="{x:.1f}" y="{y:.1f}"{attributes}>{escape(printable(words))}</text>'

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -17,9 +18,9 @@ from targets.base import FleetError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from agent.protocol import RunResult
+    from agent.protocol import BenchProtocol, RunResult
     from controller.compare import Comparison
-    from controller.reports import RunReport
+    from controller.reports import EngineComparison, RunReport, Sweep
 
 
 def register(app: typer.Typer) -> None:
@@ -32,6 +33,15 @@ def register(app: typer.Typer) -> None:
             typer.Option("--ab", metavar="A B", help="Measure two models, files or bundles in turn, block by block."),
         ] = None,
         batch: Annotated[str, typer.Option(metavar="1,4,8", help="Batch sizes to build and measure.")] = "",
+        engine: Annotated[
+            str, typer.Option(metavar="A,B|all", help="Engines of the target to build for and measure in turn.")
+        ] = "",
+        protocol: Annotated[
+            str, typer.Option(metavar="P", help="fleet, or notebook: 50 to warm up, then the mean of 100.")
+        ] = "fleet",
+        output: Annotated[
+            str, typer.Option("-o", "--output", metavar="FILE.svg", help="Draw throughput by batch size.")
+        ] = "",
         baseline: Annotated[
             str,
             typer.Option(metavar="RUN", help="Exit 1 if slower than this run.", autocompletion=complete.runs),
@@ -61,6 +71,8 @@ def register(app: typer.Typer) -> None:
 
         if ab is not None and model is not None:
             raise FleetError("--ab names both models", code="usage", hint=f"leave out {model}")
+        batches = _batches(batch)
+        _check(model, ab, engine, output, batches)
         options = BenchOptions(
             spec=BenchSpec(
                 min_duration=min_duration,
@@ -68,9 +80,11 @@ def register(app: typer.Typer) -> None:
                 max_other_load=max_other_load,
                 warmup_max=defaults.BENCH_WARMUP_MAX,
                 threads=threads,
+                protocol=_protocol(protocol, ab),
             ),
             ab=ab,
-            batches=_batches(batch),
+            batches=batches,
+            engines=tuple(name.strip() for name in engine.split(",")) if engine else (),
             slot=slot,
             keep=keep,
             weights=weights,
@@ -84,24 +98,46 @@ def register(app: typer.Typer) -> None:
         selection = session.select(fleet)
         if baseline:
             # Better now than after minutes of measuring.
-            open_results().get(baseline)
-        found = run_viewed("fleet bench", fleet, selection, lambda: fleet.bench(model, selection, options))
+            from controller.compare import check_protocol
 
-        return _answer(session, found, baseline, strict)
+            check_protocol(open_results().get(baseline), options.spec.protocol)
+        if model is None or not engine:
+            found = run_viewed("fleet bench", fleet, selection, lambda: fleet.bench(model, selection, options))
+            return _answer(session, found, baseline, strict, output=output)
+        found, engines = run_viewed(
+            "fleet bench", fleet, selection, lambda: fleet.compare_engines(model, selection, options)
+        )
+        return _answer(session, found, baseline, strict, engines=engines)
 
 
-def _answer(session: Session, found: Sequence[RunResult | RunReport], baseline: str, strict: bool) -> int:
+def _answer(
+    session: Session,
+    found: Sequence[RunResult | RunReport],
+    baseline: str,
+    strict: bool,
+    *,
+    engines: Sequence[EngineComparison] = (),
+    output: str = "",
+) -> int:
     from controller.reports import RunReport
     from controller.results import report
+    from controller.sweep import sweeps
 
     reports = [one if isinstance(one, RunReport) else report(one) for one in found]
-    comparisons = _comparisons(found, baseline)
+    # Engines are compared in their own table.
+    comparisons = _comparisons([] if engines else found, baseline)
+    swept = [] if engines else sweeps(reports)
+    drawn = _draw(swept, output) if output else ""
+    document = {"comparisons": comparisons, "engines": engines, "sweeps": swept}
     session.answer(
-        {"runs": reports, **({"comparisons": comparisons} if comparisons else {})},
-        *(() if session.as_json else tables(reports)),
+        {"runs": reports, **{name: value for name, value in document.items() if value}},
+        *(() if session.as_json else _shown(reports, engines, swept)),
         *(line for comparison in comparisons for line in comparison_lines(comparison)),
+        *([drawn] if drawn else []),
     )
-    failed = any(one.failed for one in reports)
+    failed = (
+        any(one.failed for one in reports) if not engines else not any(one.run for e in engines for one in e.engines)
+    )
     invalid = strict and any(one.verdict != "VALID" for one in reports)
     slower = bool(baseline) and any(one.verdict == "slower" and not one.paired for one in comparisons)
     return exits.FAILED if failed or invalid or slower else exits.GOOD
@@ -123,6 +159,58 @@ def _comparisons(found: Sequence[RunResult | RunReport], baseline: str) -> list[
     return [compare_runs(results, a, b) for a, b in pairs]
 
 
+def _shown(
+    reports: Sequence[RunReport], engines: Sequence[EngineComparison], swept: Sequence[Sweep]
+) -> list[RenderableType]:
+    """Runs, and what they are beside one another. With several engines the baseline has many, which nobody reads."""
+    if not engines and not swept:
+        return tables(reports)
+    from controller.cli.compared import engine_tables, sweep_tables
+
+    parts: list[RenderableType] = [] if engines else [*tables(reports), ""]
+    for found in (*(engine_tables(one) for one in engines), *(sweep_tables(one) for one in swept)):
+        parts += [*found, ""]
+    return parts[:-1]
+
+
+def _draw(swept: Sequence[Sweep], output: str) -> str:
+    """Words on where the picture of all sweeps is."""
+    if not swept:
+        return f"{output} was not drawn: no network was measured with several batch sizes"
+    from controller.sweep_picture import picture
+    from targets.files import disk_errors, write_atomic
+
+    with disk_errors(output):
+        write_atomic(Path(output), picture(swept).encode())
+    return f"drawn to {output}"
+
+
+def _check(model: str | None, ab: tuple[str, str] | None, engine: str, output: str, batches: Sequence[int]) -> None:
+    """Raises FleetError ``usage`` for options that do not go together."""
+    if engine and model is None:
+        raise FleetError("--engine builds a model for each engine: name the model", code="usage")
+    if output and Path(output).suffix != ".svg":
+        raise FleetError(f"--output {output}: sweeps are drawn as .svg", code="usage", hint="such as -o sweep.svg")
+    if output and (engine or len(set(batches)) < 2):
+        raise FleetError("--output draws throughput by batch size", code="usage", hint="give several: --batch 1,4,8")
+
+
+def _protocol(name: str, ab: tuple[str, str] | None) -> BenchProtocol:
+    from agent.protocol import BenchProtocol
+
+    for known in get_args(BenchProtocol):
+        if name == known == "notebook" and ab is not None:
+            raise FleetError(
+                "--ab measures in turn, and the notebooks' protocol one after the other",
+                code="usage",
+                hint="leave out one of them",
+            )
+        if name == known:
+            protocol: BenchProtocol = known
+            return protocol
+    raise FleetError(f"--protocol {name}: there is none", code="usage", hint=" or ".join(get_args(BenchProtocol)))
+
+
 def _percentile(value: float) -> float:
     if not 0 < value < 100:
         raise FleetError(f"--percentile {value:g}: not between 0 and 100", code="usage", hint="such as 90 or 99")
@@ -139,12 +227,18 @@ def _batches(text: str) -> tuple[int, ...]:
     return sizes
 
 
+_FIGURES = ("batch", "mean ms", "p50 ms", "p90 ms", "p99 ms", "items/s", "queries")
+
+
 def tables(reports: Sequence[RunReport]) -> list[RenderableType]:
     """Runs as a table; latencies in milliseconds."""
     from controller.cli.tables import Cell, board, latency, short, table, word
     from controller.tui.figures import rate
 
+    # Only where there is another than the usual one.
+    others = any(r.protocol != "fleet" for r in reports)
     columns = ["run", "device", "target", "model", "bundle", "batch", "verdict"]
+    columns += ["protocol", "mean ms"] if others else []
     columns += ["p50 ms", "p90 ms", "p99 ms", "items/s", "queries", "reason"]
     rows: list[list[Cell]] = [
         [
@@ -155,6 +249,7 @@ def tables(reports: Sequence[RunReport]) -> list[RenderableType]:
             short(r.bundle),
             str(r.batch),
             word("failed" if r.failed else r.verdict),
+            *([r.protocol, latency(r.latency_ms, "mean")] if others else []),
             latency(r.latency_ms, "p50"),
             latency(r.latency_ms, "p90"),
             latency(r.latency_ms, "p99"),
@@ -164,7 +259,7 @@ def tables(reports: Sequence[RunReport]) -> list[RenderableType]:
         ]
         for r in reports
     ]
-    parts: list[RenderableType] = [table(columns, rows, right=(*columns[9:12], "p50 ms", "p90 ms", "batch"))]
+    parts: list[RenderableType] = [table(columns, rows, right=_FIGURES)]
     counted = [report for report in reports if report.counters]
     return [*parts, "", _counters(counted)] if counted else parts
 

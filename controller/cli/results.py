@@ -209,6 +209,8 @@ def _details(run: StoredRun) -> list[RenderableType]:
     parts.append(f"origin      {run.origin or '—'}")
     parts.append(f"started     {time.strftime('%Y-%m-%d %H:%M:%S %z', time.localtime(run.started_at))}")
     parts.append(f"engine      {run.engine}, agent {run.agent_version or '—'}, commit {run.commit or '—'}")
+    if run.protocol != "fleet":
+        parts.append(f"protocol    {run.protocol}")
     if run.interleaved_with:
         parts.append(f"interleaved with {run.interleaved_with}")
     stats = run.latency_ms
