@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from agent import protocol as p
-from controller.carriers import connect
+from controller.carriers import connect, link_of
 from controller.home import Home
 from controller.inventory import Device, Inventory
 from controller.printable import printable
@@ -209,10 +209,10 @@ async def _device(fleet: Fleet, device: Device) -> list[Check]:
             clock.set_result(event.at - time.time())
 
     try:
-        connection, carrier = await connect(device, fleet.keys, client=fleet.holder, on_event=on_event)
+        connection, carrier = await connect(device, fleet.keys, client=fleet.holder, on_event=on_event, start=False)
     except FleetError as error:
-        return [Check(name="reachable", verdict="error", detail=error.message, hint=error.hint, device=name)]
-    checks: list[Check] = []
+        return [Check(name=_what(device, error), verdict="error", detail=error.message, hint=error.hint, device=name)]
+    checks: list[Check] = _ssh(connection.link, name)
     try:
         start = time.monotonic()
         status = await connection.request(p.GetStatus(), p.Status)
@@ -236,10 +236,26 @@ async def _device(fleet: Fleet, device: Device) -> list[Check]:
     return checks
 
 
+def _what(device: Device, error: FleetError) -> str:
+    """What a failure to connect is about: the way to the board, or the agent on it."""
+    if error.code.startswith("agent-"):
+        return "agent"
+    return "ssh" if device.ssh and error.code.startswith(("ssh-", "host-key")) else "reachable"
+
+
+def _ssh(link: object, name: str) -> list[Check]:
+    """How a board was reached over SSH, and by which host key it has proven to be itself."""
+    session = getattr(link, "ssh", None)
+    if session is None:
+        return []
+    detail = f"{session.way}, {session.server}, host key {session.fingerprint} as known_hosts says"
+    return [Check(name="ssh", verdict="ok", detail=detail, device=name)]
+
+
 def _reachable(device: Device, carrier: str, took: float) -> Check:
     detail = f"by {carrier}, answers in {took * 1000:.1f} ms"
-    if carrier != "socket" and device.address:
-        hint = f"open {device.address} to this machine: TVM RPC carries much less"
+    if carrier != "socket" and device.address and not link_of(device):
+        hint = f"open {device.address} to this machine: other ways carry less"
         detail = f"its own socket is not reachable; {detail}"
         return Check(name="reachable", verdict="warning", detail=detail, hint=hint, device=device.name)
     if took > _SLOW:

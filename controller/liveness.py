@@ -11,6 +11,15 @@ from targets.defaults import OFFLINE_AFTER, RECONNECT_CAP, RECONNECT_FIRST, SUSP
 
 LivenessState = Literal["online", "suspect", "offline"]
 
+#: What the state of a device is called that could not be asked: the codes of `controller.carriers.connect`.
+OUT_OF_REACH = frozenset(
+    {
+        *("unreachable", "offline", "timeout", "connection-lost", "wrong-key"),
+        *("ssh-refused", "ssh-config", "ssh-forwarding", "host-key"),
+        *("agent-missing", "agent-not-running", "agent-failed", "agent-home"),
+    }
+)
+
 
 @dataclass(slots=True)
 class Liveness:

@@ -35,7 +35,7 @@ async def devices(fleet: Fleet, selection: Sequence[Device]) -> list[DeviceRepor
                 agent_version=found.agent_version,
                 labels=found.labels,
                 simulated=found.simulated,
-                address=device.address or device.rpc or device.tracker,
+                address=device.address or device.ssh or device.rpc or device.tracker,
                 reason=found.reason,
             )
         )
@@ -48,10 +48,12 @@ async def status(fleet: Fleet, selection: Sequence[Device]) -> list[StatusReport
 
 
 async def _one(fleet: Fleet, device: Device) -> StatusReport:
+    # By SSH, servers on the way answer first.
+    patience = REQUEST_TIMEOUT * (2 if device.ssh else 1)
     try:
-        found, carrier = await within(REQUEST_TIMEOUT, _ask(fleet, device))
+        found, carrier = await within(patience, _ask(fleet, device))
     except asyncio.TimeoutError:
-        return _unreached(device, "unreachable", f"no answer within {REQUEST_TIMEOUT:.0f} s")
+        return _unreached(device, "unreachable", f"no answer within {patience:.0f} s")
     except FleetError as error:
         return _unreached(device, error.code, error.message + (f" ({error.hint})" if error.hint else ""))
     reason = ""
@@ -78,7 +80,7 @@ async def _one(fleet: Fleet, device: Device) -> StatusReport:
 
 
 async def _ask(fleet: Fleet, device: Device) -> tuple[p.Status, str]:
-    connection, carrier = await connect(device, fleet.keys, client=fleet.holder)
+    connection, carrier = await connect(device, fleet.keys, client=fleet.holder, start=False)
     try:
         return await connection.request(p.GetStatus(), p.Status), carrier
     finally:

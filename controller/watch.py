@@ -55,7 +55,7 @@ class _Watched:
         while True:
             try:
                 connection, _ = await connect(
-                    self._device, self._fleet.keys, client=self._fleet.holder, on_event=self._on_event
+                    self._device, self._fleet.keys, client=self._fleet.holder, on_event=self._on_event, start=False
                 )
                 try:
                     self._heard()

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
 
 import typer
 
 from controller.cli import complete, exits
 from controller.cli.running import run
 from controller.cli.session import Session, command, default, pairs
-from targets.base import FleetError
+from controller.liveness import OUT_OF_REACH
+from targets.base import FleetError, Link
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from controller.reports import DeviceReport, StatusReport
-
-#: What a device is called that could not be asked.
-OUT_OF_REACH = frozenset({"unreachable", "wrong-key", "offline"})
 
 
 def register(app: typer.Typer) -> None:
@@ -49,6 +48,16 @@ def register(app: typer.Typer) -> None:
         ],
         address: Annotated[str, typer.Option(metavar="tcp://HOST:PORT", help="The agent's socket.")] = "",
         key: Annotated[str, typer.Option(help="The agent's public key; `fleet-agent show` prints it.")] = "",
+        ssh: Annotated[
+            str, typer.Option(metavar="[USER@]HOST[:PORT]", help="Its SSH server, or a Host of ssh_config.")
+        ] = "",
+        ssh_config: Annotated[str, typer.Option(metavar="FILE", help="Instead of ~/.ssh/config.")] = "",
+        ssh_identity: Annotated[str, typer.Option(metavar="FILE", help="The private key to log in with.")] = "",
+        ssh_known_hosts: Annotated[str, typer.Option(metavar="FILE", help="Instead of ~/.ssh/known_hosts.")] = "",
+        agent_home: Annotated[str, typer.Option(metavar="DIR", help="The agent's directory on the board.")] = "",
+        link: Annotated[
+            str, typer.Option(metavar="rpc|ssh|rpc+ssh", help="What goes where; default: what answers.")
+        ] = "",
         rpc: Annotated[str, typer.Option(metavar="HOST:PORT", help="Its TVM RPC listener.")] = "",
         tracker: Annotated[str, typer.Option(metavar="HOST:PORT", help="TVM tracker it registers with.")] = "",
         rpc_key: Annotated[str, typer.Option(help="Its name at the tracker.")] = "",
@@ -67,6 +76,12 @@ def register(app: typer.Typer) -> None:
             target=target,
             address=address,
             key=key,
+            ssh=ssh,
+            ssh_config=_file(ssh_config),
+            ssh_identity=_file(ssh_identity),
+            ssh_known_hosts=_file(ssh_known_hosts),
+            agent_home=agent_home,
+            link=_link(link),
             rpc=rpc,
             tracker=tracker,
             rpc_key=rpc_key,
@@ -103,6 +118,20 @@ def register(app: typer.Typer) -> None:
         reports = run(fleet.status(session.select(fleet, all_by_default=True)))
         session.answer({"devices": reports}, *(() if session.as_json else _status_tables(reports)))
         return exits.FAILED if any(report.state in OUT_OF_REACH for report in reports) else exits.GOOD
+
+
+def _link(text: str) -> Link | Literal[""]:
+    for link in get_args(Link):
+        if text == link:
+            return cast("Link", link)
+    if text:
+        raise FleetError(f"there is no link '{text}'", code="usage", hint=f"there is: {', '.join(get_args(Link))}")
+    return ""
+
+
+def _file(name: str) -> str:
+    """As the inventory holds it, whose relative names begin beside itself and not here."""
+    return str(Path(name).absolute()) if name and not name.startswith("~") else name
 
 
 def show(session: Session, *, fail: bool) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from rich.table import Table
 from rich.text import Text
 
+from controller.liveness import OUT_OF_REACH
 from controller.printable import printable
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ Cell: TypeAlias = str | Text
 #: Characters of a bundle's or run's id that people see; commands take any unique prefix.
 SHORT = 12
 _GOOD = frozenset({"VALID", "active", "unchanged", "idle", "ok", "running", "good"})
-_BAD = frozenset({"INVALID", "failed", "rolled-back", "unreachable", "wrong-key", "offline", "error", "dead"})
+_BAD = frozenset({"INVALID", "failed", "rolled-back", "error", "dead"}) | OUT_OF_REACH
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Cell]], *, right: Sequence[str] = ()) -> Table:

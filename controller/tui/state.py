@@ -10,6 +10,7 @@ from statistics import median
 from typing import Literal
 
 from controller.events import DeviceChanged, Event, Message, Progress, Reading, SampleBatch
+from controller.liveness import OUT_OF_REACH
 from controller.printable import printable
 
 Level = Literal["info", "warning", "error"]
@@ -24,7 +25,7 @@ LOG_LINES = 200
 BUSY = frozenset({"leased", "activating", "benching"})
 #: Last stages of a build, as `controller.build` names them.
 BUILD_ENDS = frozenset({"done", "cached", "failed"})
-GONE = frozenset({"offline", "unreachable", "wrong-key", "suspect"})
+GONE = OUT_OF_REACH | {"suspect"}
 
 
 class Latencies:
