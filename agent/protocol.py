@@ -17,8 +17,8 @@ import msgspec
 from targets.base import FleetError, OperatorProfile, TensorSpec
 
 MAJOR = 1
-#: 1: `Profile`.
-MINOR = 1
+#: 1: `Profile`. 2: `ImportBlob`, and what `MissingBlobs` says for it.
+MINOR = 2
 
 DeviceState = Literal["idle", "leased", "activating", "benching"]
 DeployStatus = Literal["active", "unchanged", "rolled-back", "failed"]
@@ -147,10 +147,14 @@ class MissingBlob(msgspec.Struct, kw_only=True):
     sha256: str
     #: Bytes already held of it from a push that was cut: go on from here.
     offset: int = 0
+    #: Bytes of it that lie in ``store/incoming``, for whoever writes there. Since 1.2.
+    incoming: int = 0
 
 
 class MissingBlobs(Message, tag="missing-blobs", kw_only=True):
     missing: list[MissingBlob]
+    #: Bytes that the store may still take; -1: not said. Since 1.2.
+    free: int = -1
 
 
 class PutChunk(Message, tag="put-chunk", kw_only=True):
@@ -165,6 +169,17 @@ class PutChunk(Message, tag="put-chunk", kw_only=True):
     length: int
     total: int
     codec: Codec = "raw"
+
+
+class ImportBlob(Message, tag="import-blob", kw_only=True):
+    """Make a blob of the file ``store/incoming/<sha256>`` in the agent's home; answered by `ChunkStored`. Since 1.2.
+
+    It must have ``total`` bytes and that digest. For senders that reach the agent's files, as SFTP does.
+    """
+
+    token: str
+    sha256: str
+    total: int
 
 
 class ChunkStored(Message, tag="chunk-stored", kw_only=True):
@@ -437,6 +452,7 @@ Request = (
     | ReleaseLease
     | QueryBlobs
     | PutChunk
+    | ImportBlob
     | StageBundle
     | Activate
     | Rollback

@@ -80,6 +80,8 @@ class Service:
             return await self._query_blobs(request), b""
         if isinstance(request, p.PutChunk):
             return await self._put_chunk(request, payload), b""
+        if isinstance(request, p.ImportBlob):
+            return await self._import_blob(request), b""
         if isinstance(request, p.StageBundle):
             return await self._stage(request, payload), b""
         if isinstance(request, p.Infer):
@@ -156,14 +158,34 @@ class Service:
             raise FleetError(
                 f"{len(request.blobs)} blobs are asked about, at most {MAX_FILES} may be", code="too-large"
             )
-        return p.MissingBlobs(missing=await self.in_thread(lambda: self._store.missing(request.blobs)))
+        missing = await self.in_thread(lambda: self._store.missing(request.blobs))
+        sizes = {blob.sha256: blob.size for blob in request.blobs}
+        lacking = sum(sizes[blob.sha256] - max(blob.offset, blob.incoming) for blob in missing)
+        # Whoever writes to the disk without us shall know what there can be.
+        _, free = await self.in_thread(self._store.usage)
+        if lacking > free and await self.collect():
+            _, free = await self.in_thread(self._store.usage)
+        return p.MissingBlobs(missing=missing, free=free)
 
     async def _put_chunk(self, request: p.PutChunk, payload: memoryview) -> p.ChunkStored:
         self._check_token(request.token)
-        # Chunks of one blob are stored in the order in which they came: the lock is handed on first come, first served.
-        lock = self._blobs.setdefault(request.sha256[:64], asyncio.Lock())
-        async with lock:
+        async with self._in_turn(request.sha256):
             return await self.with_room(lambda: self._store.put_chunk(request, payload))
+
+    async def _import_blob(self, request: p.ImportBlob) -> p.ChunkStored:
+        self._check_token(request.token)
+        async with self._in_turn(request.sha256):
+            try:
+                return await self.with_room(lambda: self._store.import_blob(request))
+            except FleetError as error:
+                if error.code == "disk-full":
+                    # It has taken the room already.
+                    await self.in_thread(lambda: self._store.incoming.discard(request.sha256))
+                raise
+
+    def _in_turn(self, sha256: str) -> asyncio.Lock:
+        """Pieces of one blob are stored in the order in which they came: handed on first come, first served."""
+        return self._blobs.setdefault(sha256[:64], asyncio.Lock())
 
     async def _stage(self, request: p.StageBundle, payload: memoryview) -> p.BundleStaged:
         self._check_token(request.token)

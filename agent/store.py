@@ -3,6 +3,7 @@
 ::
 
     blobs/ab/<sha256>      whole blobs                     parts/<sha256>   blobs still on their way
+    incoming/<sha256>      blobs that others write here
     bundles/<id>/          manifest.json, and in files/ a link to the blob of each file, under its own name
     slots.json             what is active, and what was before
 
@@ -24,8 +25,9 @@ from pathlib import Path
 
 import msgspec
 
+from agent.incoming import Incoming
 from agent.parts import Parts
-from agent.protocol import BlobRef, ChunkStored, MissingBlob, PutChunk
+from agent.protocol import BlobRef, ChunkStored, ImportBlob, MissingBlob, PutChunk
 from agent.space import Space, measure
 from targets.base import BundleError, FleetError
 from targets.blobs import BlobDir, check_digest
@@ -106,10 +108,11 @@ class Store:
         self.blobs.clean()
         for path in (*root.glob(f"{TEMPORARY}*"), *self._bundles.glob(f"{TEMPORARY}*")):
             _remove(path)
-        self._space = Space(root, quota)
+        self._space = Space(root, quota, root / "incoming")
         #: Blobs whose contents this process has seen.
         self._sound: set[str] = set()
         self._parts = Parts(root / "parts", self.blobs, self._space)
+        self.incoming = Incoming(root / "incoming", self.blobs, self._parts, self._space, self._lock)
 
     def close(self) -> None:
         """Close what is open; nothing is lost without it."""
@@ -133,7 +136,8 @@ class Store:
                 held = self._parts.held(sha256)
                 if held == size and self._finish(sha256, size):
                     continue
-                missing.append(MissingBlob(sha256=sha256, offset=held if held < size else 0))
+                offset = held if held < size else 0
+                missing.append(MissingBlob(sha256=sha256, offset=offset, incoming=self.incoming.kept(sha256, size)))
         return missing
 
     def put_chunk(self, request: PutChunk, payload: bytes | memoryview) -> ChunkStored:
@@ -151,6 +155,21 @@ class Store:
                 if held == request.total:
                     self._sound.add(request.sha256)
         return ChunkStored(id=request.id, sha256=request.sha256, offset=held, complete=held == request.total)
+
+    def import_blob(self, request: ImportBlob) -> ChunkStored:
+        """Make a blob of what others have written to ``incoming/``; see `Incoming.take` for what is refused."""
+        sha256, total = check_digest(request.sha256), request.total
+        if not 0 <= total <= MAX_BLOB:
+            raise BundleError(f"blob {sha256[:12]} has {total} bytes, allowed are 0 to {MAX_BLOB}")
+        with self._lock:
+            held = self._has(sha256, total)
+        if held:
+            self.incoming.discard(sha256)
+        else:
+            self.incoming.take(sha256, total)
+            with self._lock:
+                self._sound.add(sha256)
+        return ChunkStored(id=request.id, sha256=sha256, offset=total, complete=True)
 
     def _has(self, sha256: str, size: int) -> bool:
         held = self.blobs.size(sha256)
@@ -308,7 +327,7 @@ class Store:
         with self._lock:
             keep = keep | _in_slots(self.slots())
             before = time.time() - grace
-            used = self._space.used
+            used = self._space.total
             loose: set[str] = set()
             for identity in self.bundles():
                 path = self._bundles / identity
@@ -324,11 +343,12 @@ class Store:
                     self.blobs.remove(sha256)
                     self._sound.discard(sha256)
             self._parts.collect(before)
-            return used - self._space.used
+            self.incoming.collect(before)
+            return used - self._space.total
 
     def usage(self) -> tuple[int, int]:
         """Bytes that the store holds, and bytes that it may still take."""
-        return self._space.used, self._space.free
+        return self._space.total, self._space.free
 
 
 def _unpack(request: PutChunk, payload: bytes | memoryview) -> bytes | memoryview:
