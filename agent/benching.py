@@ -22,7 +22,7 @@ from agent.proving import golden
 from agent.store import StoredBundle
 from agent.telemetry import LoadMark, other_load, steal
 from agent.workers import Worker, WorkerPool
-from targets import verdict
+from targets import series, verdict
 from targets.base import FleetError
 from targets.bench import Block, NotebookPlan, Plan, plan_for
 from targets.defaults import BENCH_BATCH_SECONDS, TELEMETRY_INTERVAL
@@ -65,6 +65,7 @@ class Bencher:
         """
         plan = plan_for(spec, len(arms))
         started = time.time()
+        idle = (await self._board.read()).get("power_w")
         async with AsyncExitStack() as stack:
             workers = []
             for number, arm in enumerate(arms):
@@ -79,11 +80,15 @@ class Bencher:
             last = self._board.telemetry.mark([os.getpid()])
             after = await self._reading()
             added = [await worker.call(c.AskConditions(), c.Conditions) for worker in workers]
-        found = verdict.conditions(before, during.taken, after, **_load(first, last))
+        found = verdict.conditions(before, [reading for _, reading in during.taken], after, **_load(first, last))
         ids = [uuid.uuid4().hex for _ in arms]
         results = []
         for number, arm in enumerate(arms):
-            conditions = {**found, **added[number].values, **checked[number], "clock": clock}
+            # Of two that are interleaved, nobody knows which one drew what.
+            shown = series.conditions(
+                during.taken, idle if len(arms) == 1 else None, plan.throughput(arm.batch, number)
+            )
+            conditions = {**found, **shown, **added[number].values, **checked[number], "clock": clock}
             wrong = str(checked[number].get("golden_mismatch", ""))
             judged, reason = verdict.judge(spec, [*([wrong] if wrong else []), *plan.shortfalls(number)], conditions)
             results.append(
@@ -182,13 +187,13 @@ class _Readings:
     def __init__(self, board: Board) -> None:
         self._board = board
         self._next = float("-inf")
-        self.taken: list[dict[str, float]] = []
+        self.taken: list[series.Point] = []
 
     async def take(self) -> None:
         now = asyncio.get_running_loop().time()
         if now >= self._next:
             self._next = now + TELEMETRY_INTERVAL
-            self.taken.append(await self._board.read())
+            self.taken.append((now, await self._board.read()))
 
 
 def _load(first: LoadMark, last: LoadMark) -> dict[str, float]:

@@ -19,6 +19,8 @@ Check = Callable[[Spec, Conditions], str]
 
 #: Readings that are counts since the system started: what they rose by within the run is judged.
 THROTTLE_COUNT = "throttle_events"
+#: Clocks that must not fall, nor be limited anew, by the readings that tell them.
+CLOCKS = {"cpu_mhz": "clock", "gpu_mhz": "GPU's clock"}
 
 
 def conditions(
@@ -60,9 +62,9 @@ def other_load(spec: Spec, found: Conditions) -> str:
 def throttling(spec: Spec, found: Conditions) -> str:
     before, after = _number(found, f"before.{THROTTLE_COUNT}"), _number(found, f"after.{THROTTLE_COUNT}")
     if before is not None and after is not None and after > before:
-        return f"the CPU was throttled {after - before:.0f} times (bound 0)"
+        return f"the board was throttled {after - before:.0f} times (bound 0)"
     readings = (_number(found, name) for name in ("before.throttled", "during.throttled_max", "after.throttled"))
-    return "the CPU was throttled while it was measured (bound: never)" if any(readings) else ""
+    return "the board was throttled while it was measured (bound: never)" if any(readings) else ""
 
 
 def governor(spec: Spec, found: Conditions) -> str:
@@ -71,18 +73,22 @@ def governor(spec: Spec, found: Conditions) -> str:
 
 
 def clock_limit(spec: Spec, found: Conditions) -> str:
-    before, after = _number(found, "before.cpu_max_mhz"), _number(found, "after.cpu_max_mhz")
-    if not before or after is None or after == before:
-        return ""
-    return f"the highest allowed clock changed from {before:.0f} to {after:.0f} MHz"
+    for reading, words in CLOCKS.items():
+        name = reading.replace("_mhz", "_max_mhz")
+        before, after = _number(found, f"before.{name}"), _number(found, f"after.{name}")
+        if before and after is not None and after != before:
+            return f"the highest allowed {words} changed from {before:.0f} to {after:.0f} MHz"
+    return ""
 
 
 def clock(spec: Spec, found: Conditions) -> str:
-    low, high = _number(found, "during.cpu_mhz_min"), _number(found, "during.cpu_mhz_max")
     bound = defaults.BENCH_MAX_CLOCK_DROP
-    if low is None or not high or 1 - low / high <= bound:
-        return ""
-    return f"the clock fell by {1 - low / high:.0%}, from {high:.0f} to {low:.0f} MHz (bound {bound:.0%})"
+    for reading, words in CLOCKS.items():
+        low, high = _number(found, f"during.{reading}_min"), _number(found, f"during.{reading}_max")
+        if low is not None and high and 1 - low / high > bound:
+            fall = 1 - low / high
+            return f"the {words} fell by {fall:.0%}, from {high:.0f} to {low:.0f} MHz (bound {bound:.0%})"
+    return ""
 
 
 def temperature(spec: Spec, found: Conditions) -> str:
@@ -101,8 +107,11 @@ def temperature_limit(spec: Spec, found: Conditions) -> str:
 
 
 def power_mode(spec: Spec, found: Conditions) -> str:
-    before, after = found.get("before.power_mode", ""), found.get("after.power_mode", "")
-    return f"the power mode changed from {before} to {after}" if before != after else ""
+    for name in ("power_mode", "power_mode_id"):
+        before, after = found.get(f"before.{name}", ""), found.get(f"after.{name}", "")
+        if before != after:
+            return f"the power mode changed from {_words(before)} to {_words(after)}"
+    return ""
 
 
 CHECKS: tuple[Check, ...] = (
@@ -120,3 +129,7 @@ CHECKS: tuple[Check, ...] = (
 def _number(found: Conditions, name: str) -> float | None:
     value = found.get(name)
     return float(value) if isinstance(value, (int, float)) else None
+
+
+def _words(value: Value) -> str:
+    return f"{value:g}" if isinstance(value, (int, float)) else value or "unknown"

@@ -45,18 +45,18 @@ def find() -> GPU:
 
 
 def readings() -> dict[str, float]:
-    """Power in W, temperature in °C, clocks in MHz, memory in bytes, load; what this GPU does not tell is left out."""
+    """Power in W, temperature in °C, clocks in MHz, memory in bytes, load in per cent; what it does not tell is left out."""
     found: dict[str, float] = {}
     try:
         with _opened() as (nvml, handle):
             reads: Reads = {
                 "gpu_power_w": lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000,
                 "gpu_temperature_c": lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
-                "gpu_clock_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
+                "gpu_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
                 "gpu_memory_clock_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
                 "gpu_memory_used_bytes": lambda: nvml.nvmlDeviceGetMemoryInfo(handle).used,
                 "gpu_memory_total_bytes": lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total,
-                "gpu_load": lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100,
+                "gpu_percent": lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu,
             }
             for name, read in reads.items():
                 with contextlib.suppress(nvml.NVMLError):

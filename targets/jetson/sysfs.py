@@ -87,6 +87,8 @@ class JetsonSensors:
         ``gpu_max_mhz``, ``gpu_percent``, ``emc_mhz``, ``power_w``, ``power_<rail>_w``, ``throttled``,
         ``throttle_events``, ``fan_percent``.
         """
+        # First of all, before it falls for want of work.
+        gpu = self.gpu()
         found = {
             f"temperature_{slug(name)}_c": celsius
             for name, zone in self._zones.items()
@@ -96,8 +98,8 @@ class JetsonSensors:
             found["temperature_c"] = celsius
             if self._limit is not None:
                 found["temperature_limit_c"] = self._limit
-        gpu, emc = self.gpu(), self.emc()
-        if gpu is not None and gpu.now is not None:
+        emc = self.emc()
+        if gpu is not None and gpu.now:  # 0 while it is gated
             found["gpu_mhz"] = gpu.now
         if gpu is not None and gpu.high is not None:
             found["gpu_max_mhz"] = gpu.high

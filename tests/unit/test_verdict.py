@@ -38,9 +38,9 @@ def test_a_good_run_and_a_board_that_tells_nothing_are_valid() -> None:
     ("changed", "reason"),
     [
         ({"during.other_load": 0.41}, "other processes used 41% of the CPU (bound 25%)"),
-        ({"after.throttle_events": 10.0}, "the CPU was throttled 3 times (bound 0)"),
-        ({"during.throttled_max": 1.0}, "the CPU was throttled while it was measured (bound: never)"),
-        ({"after.throttled": 1.0}, "the CPU was throttled while it was measured (bound: never)"),
+        ({"after.throttle_events": 10.0}, "the board was throttled 3 times (bound 0)"),
+        ({"during.throttled_max": 1.0}, "the board was throttled while it was measured (bound: never)"),
+        ({"after.throttled": 1.0}, "the board was throttled while it was measured (bound: never)"),
         ({"after.governor": "powersave"}, "the clock governor changed from performance to powersave"),
         ({"after.cpu_max_mhz": 1200.0}, "the highest allowed clock changed from 1800 to 1200 MHz"),
         ({"during.cpu_mhz_min": 1500.0}, "the clock fell by 17%, from 1800 to 1500 MHz (bound 10%)"),
@@ -56,10 +56,23 @@ def test_a_good_run_and_a_board_that_tells_nothing_are_valid() -> None:
             {"before.power_mode": "MAXN", "after.power_mode": "10W"},
             "the power mode changed from MAXN to 10W",
         ),
+        ({"before.power_mode_id": 0.0, "after.power_mode_id": 2.0}, "the power mode changed from 0 to 2"),
+        (
+            {"during.gpu_mhz_min": 612.0, "during.gpu_mhz_max": 1020.0},
+            "the GPU's clock fell by 40%, from 1020 to 612 MHz (bound 10%)",
+        ),
+        (
+            {"before.gpu_max_mhz": 1020.0, "after.gpu_max_mhz": 612.0},
+            "the highest allowed GPU's clock changed from 1020 to 612 MHz",
+        ),
     ],
 )
 def test_what_spoils_a_run_is_named_with_figure_and_bound(changed: dict[str, float | str], reason: str) -> None:
     assert judge(BenchSpec(), [], GOOD | changed) == ("INVALID", reason)
+
+
+def test_a_gpu_s_clock_may_move_a_little() -> None:
+    assert judge(BenchSpec(), [], GOOD | {"during.gpu_mhz_min": 950.0, "during.gpu_mhz_max": 1020.0})[0] == "VALID"
 
 
 def test_the_bound_of_other_load_is_the_spec_s() -> None:
