@@ -129,6 +129,18 @@ def test_assignments_by_rank_and_slot(good: Path) -> None:
             3,
             "two devices named 'a'",
         ),
+        ("devices:\n  - name: a\n    target: x86\n    ssh: 'a b'\n", 4, "'a b' is not [user@]host[:port]"),
+        ("devices:\n  - name: a\n    target: x86\n    ssh: 7\n", 4, "ssh must be text"),
+        ("devices:\n  - name: a\n    target: x86\n    ssh:\n      identity: k\n", 4, "ssh: to is missing"),
+        ("devices:\n  - name: a\n    target: x86\n    ssh:\n      to: -x\n", 5, "'-x' is not [user@]host[:port]"),
+        ("devices:\n  - name: a\n    target: x86\n    ssh:\n      to: b\n      port: 1\n", 6, "unknown key 'port'"),
+        ("devices:\n  - name: a\n    target: x86\n    ssh: b\n    link: usb\n", 5, "link must be rpc, ssh, rpc+ssh"),
+        ("devices:\n  - name: a\n    target: x86\n    rpc: h:1\n    link: rpc+ssh\n", 5, "needs ssh"),
+        ("devices:\n  - name: a\n    target: x86\n    ssh: b\n    link: rpc\n", 5, "link 'rpc' needs rpc"),
+        ("devices:\n  - name: a\n    target: x86\n    rpc: h:1\n    agent: {home: /a}\n", 5, "there is no ssh"),
+        ("devices:\n  - name: a\n    target: x86\n    ssh: b\n    agent: {home: a}\n", 5, "home must be absolute"),
+        ("devices:\n  - name: a\n    target: x86\n    ssh: b\n    agent: {command: run}\n", 5, "a list of words"),
+        ("devices:\n  - name: a\n    target: x86\n    ssh: b\n    agent: {pid: 1}\n", 5, "unknown key 'pid'"),
         ("defaults:\n  thread: 1\n", 2, "unknown key 'thread'; allowed: threads, tracker, labels"),
         ("models:\n  m:\n    file: gone.onnx\n", 3, "there is no file"),
         ("models:\n  m:\n    preprocess: {size: 3}\n", 3, "preprocess: Expected"),
@@ -297,3 +309,44 @@ def test_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "fleet.yaml").touch()
     assert xdg.inventory() == Path("fleet.yaml")
     assert xdg.inventory(tmp_path / "x.yaml") == tmp_path / "x.yaml"
+
+
+def test_boards_behind_ssh_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.yaml"
+    path.write_text("""\
+devices:
+  - {name: one, target: jetson, ssh: nvidia@10.0.0.7}
+  - name: two
+    target: ascend
+    ssh: {to: rack-2, config: ssh_config, identity: ~/.ssh/fleet, known_hosts: /etc/known}
+    agent: {home: ~/agent, command: [/opt/fleet/bin/fleet-agent, run, --target, ascend]}
+    link: rpc+ssh
+""")
+    one, two = Inventory.load(path).devices
+    assert (one.ssh, one.key, one.address, one.link) == ("nvidia@10.0.0.7", "", "", "")
+    assert (two.ssh, two.link, two.agent_home) == ("rack-2", "rpc+ssh", "~/agent")
+    assert two.ssh_config == str(tmp_path / "ssh_config")
+    assert two.ssh_identity == str(Path.home() / ".ssh" / "fleet")
+    assert two.ssh_known_hosts == "/etc/known"
+    assert two.agent_command == ("/opt/fleet/bin/fleet-agent", "run", "--target", "ascend")
+
+
+def test_boards_behind_ssh_are_written_as_they_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.yaml"
+    boards = [
+        Device(name="one", target="jetson", ssh="nvidia@10.0.0.7:2200"),
+        Device(
+            name="two",
+            target="ascend",
+            ssh="rack-2",
+            ssh_identity="/keys/fleet key",
+            ssh_known_hosts="/keys/known",
+            agent_home="~/agent",
+            agent_command=("env", "A='b c'", "fleet-agent", "run"),
+            link="rpc+ssh",
+        ),
+        Device(name="three", target="x86", ssh="::1", link="ssh"),
+    ]
+    for board in boards:
+        add(path, board)
+    assert list(Inventory.load(path).devices) == boards
