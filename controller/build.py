@@ -32,6 +32,7 @@ from targets.base import (
     FleetError,
     HostHalf,
     Option,
+    Preprocess,
     QuantisingHalf,
     SourceModel,
     find,
@@ -204,7 +205,7 @@ def _code(module: str) -> str:
 def _manifest(request: BuildRequest, toolchain: Mapping[str, str], done: Done, blobs: BlobDir) -> Manifest:
     output = done.output
     return Manifest(
-        model=_info(request.model),
+        model=_info(request.model, output.preprocess),
         target=request.target,
         toolchain=dict(toolchain),
         options=_recorded(request.options),
@@ -224,13 +225,13 @@ def _recorded(options: Mapping[str, Option]) -> dict[str, Option]:
     return {name: value for name, value in options.items() if name not in LOCAL_OPTIONS}
 
 
-def _info(model: SourceModel) -> ModelInfo:
+def _info(model: SourceModel, preprocess: Preprocess | None = None) -> ModelInfo:
     return ModelInfo(
         name=model.name,
         source_sha256=model.sha256,
         origin=model.origin,
         labels=model.labels,
-        preprocess=model.preprocess,
+        preprocess=preprocess or model.preprocess,
         postprocess=model.postprocess,
     )
 

@@ -167,7 +167,7 @@ def build(job: Job, progress: Callable[[str, float], None]) -> Done:
         assert isinstance(host, HostHalf)
         output = host.build(job.model, job.options, workdir, progress)
     progress("golden", 1.0)
-    data = golden.make(job.model, output.inputs, output.outputs, workdir, own)
+    data = golden.make(job.model, output.inputs, output.outputs, workdir, own, output.preprocess)
     return Done(output, data.files, data.inputs, data.outputs, data.reference)
 
 

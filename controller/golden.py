@@ -46,10 +46,12 @@ def make(
     outputs: Sequence[TensorSpec],
     folder: Path,
     own: tuple[Run, str] | None = None,
+    preprocess: Preprocess | None = None,
 ) -> GoldenData:
     """Write golden inputs and outputs below ``folder``. ``inputs`` and ``outputs`` have all shapes fixed.
 
     ``own`` is a reference, and its name, in place of the source framework: of a build that computes something else.
+    ``preprocess`` is how pictures become the first input of a build that does not take them as the model does.
 
     Raises:
         ModelError: the source framework cannot run the model, or does not give what was promised.
@@ -58,6 +60,8 @@ def make(
 
     batch = inputs[0].shape[0] if inputs and inputs[0].shape else 0
     run, words = own or ((_torch if model.format == "pt2" else _onnx)(model, batch), reference(model))
+    if preprocess is not None and model.preprocess is not None:
+        run = _as_taken(run, preprocess, model.preprocess)
     files: list[BuiltFile] = []
     names: dict[str, list[tuple[str, ...]]] = {"input": [], "output": []}
 
@@ -86,6 +90,21 @@ def make(
         keep("input", index, given, inputs)
         keep("output", index, results, outputs)
     return GoldenData(tuple(files), tuple(names["input"]), tuple(names["output"]), words)
+
+
+def _as_taken(run: Run, given: Preprocess, wanted: Preprocess) -> Run:
+    """``run`` on pictures that were prepared in another way than it takes them."""
+    import numpy as np
+
+    def last(array: Array, preprocess: Preprocess) -> Array:
+        return array if preprocess.layout == "NHWC" else array.transpose(0, 2, 3, 1)
+
+    def prepared(pictures: Array) -> Array:
+        plain = last(pictures.astype(np.float64), given) * np.array(given.std) + np.array(given.mean)
+        made = ((plain - np.array(wanted.mean)) / np.array(wanted.std)).astype(np.float32)
+        return np.ascontiguousarray(made if wanted.layout == "NHWC" else made.transpose(0, 3, 1, 2))
+
+    return lambda inputs: run([prepared(inputs[0]), *inputs[1:]])
 
 
 def sample(

@@ -179,6 +179,9 @@ class BuildOutput(msgspec.Struct, frozen=True):
     atol: float = 1e-3
     #: What a person should know of this build, although it succeeded.
     warnings: tuple[str, ...] = ()
+    #: How pictures become its first input, where that is not as the model says: they may be bytes, which the board
+    #: normalises itself.
+    preprocess: Preprocess | None = None
 
 
 @runtime_checkable

@@ -57,7 +57,9 @@ def batch(images: Sequence[Image.Image], preprocess: Preprocess, specs: Sequence
             )
     pictures = np.empty(specs[0].shape, _dtype(specs[0]))
     for row, image in enumerate(images):
-        pictures[row] = prepare(image, preprocess)[0]
+        values = prepare(image, preprocess)[0]
+        # Bytes are what they were before they became shares of 255.
+        pictures[row] = values if pictures.dtype.kind == "f" else np.rint(values)
     pictures[len(images) :] = pictures[len(images) - 1]
     if len(specs) == 1:
         return [pictures]
