@@ -232,6 +232,7 @@ _FIGURES = ("batch", "mean ms", "p50 ms", "p90 ms", "p99 ms", "items/s", "querie
 
 def tables(reports: Sequence[RunReport]) -> list[RenderableType]:
     """Runs as a table; latencies in milliseconds."""
+    from controller.cli.sensed import sensor_tables
     from controller.cli.tables import Cell, board, latency, short, table, word
     from controller.tui.figures import rate
 
@@ -259,7 +260,7 @@ def tables(reports: Sequence[RunReport]) -> list[RenderableType]:
         ]
         for r in reports
     ]
-    parts: list[RenderableType] = [table(columns, rows, right=_FIGURES)]
+    parts: list[RenderableType] = [table(columns, rows, right=_FIGURES), *sensor_tables(reports)]
     counted = [report for report in reports if report.counters]
     return [*parts, "", _counters(counted)] if counted else parts
 

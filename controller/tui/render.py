@@ -118,6 +118,8 @@ class _Column:
     rank: int
     cell: Callable[[Row, Look, int], Text | str]
     justify: Literal["left", "right"] = "right"
+    #: The reading that a board must have for the column to be there at all.
+    needs: str = ""
 
 
 def _state(row: Row, look: Look, width: int) -> Text:
@@ -185,13 +187,16 @@ _COLUMNS = (
     _Column("cpu", 4, 7, _reading("cpu_percent", lambda value: f"{value:.0f}%")),
     _Column("memory", 7, 8, _reading("memory_bytes", figures.size)),
     _Column("temp", 5, 9, _reading("temperature_c", lambda value: f"{value:.0f}°C")),
+    _Column("gpu", 7, 12, _reading("gpu_mhz", lambda value: f"{value:.0f}MHz"), needs="gpu_mhz"),
     _Column("power", 6, 11, _reading("power_w", lambda value: f"{value:.1f}W")),
 )
 
 
-def _fitting(width: int, longest_name: int) -> list[tuple[_Column, int]]:
+def _fitting(width: int, rows: list[Row]) -> list[tuple[_Column, int]]:
     """The columns that fit into ``width`` with their widths; what is left over goes where it says most."""
-    chosen = sorted(_COLUMNS, key=lambda column: column.rank)
+    told = {name for row in rows for name in row.readings}
+    longest_name = max((len(row.name) for row in rows), default=0)
+    chosen = sorted((one for one in _COLUMNS if not one.needs or one.needs in told), key=lambda column: column.rank)
     while len(chosen) > 1 and sum(column.width for column in chosen) + _GAP * (len(chosen) - 1) > width:
         chosen.pop()
     spare = max(0, width - sum(column.width for column in chosen) - _GAP * (len(chosen) - 1))
@@ -206,7 +211,7 @@ def _fitting(width: int, longest_name: int) -> list[tuple[_Column, int]]:
 
 def _table(rows: list[Row], look: Look) -> Table:
     table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="bold dim", collapse_padding=True)
-    columns = _fitting(look.width, max((len(row.name) for row in rows), default=0))
+    columns = _fitting(look.width, rows)
     overflow: Literal["crop", "ellipsis"] = "crop" if look.ascii_only else "ellipsis"
     for column, width in columns:
         table.add_column(column.title, width=width, justify=column.justify, no_wrap=True, overflow=overflow)

@@ -45,7 +45,7 @@ def find() -> GPU:
 
 
 def readings() -> dict[str, float]:
-    """Power in W, temperature in °C, clocks in MHz, memory in bytes, load in per cent; what it does not tell is left out."""
+    """Power in W, temperature in °C, clocks in MHz, memory in bytes, load in %; what it does not tell is left out."""
     found: dict[str, float] = {}
     try:
         with _opened() as (nvml, handle):

@@ -58,6 +58,16 @@ def test_a_wide_picture_shows_everything() -> None:
     assert "—" in line_of(lines, "sim-1")
     assert "offline" in line_of(lines, "sim-4")
     assert "sim-4 offline" in lines[-2]
+
+
+def test_a_gpu_s_clock_is_shown_where_a_board_has_one() -> None:
+    state = scene()
+    state.apply(Reading("sim-3", {"gpu_mhz": 1020.75, "power_w": 9.12}), 2.0)
+    lines = drawn(state, 160, 30)
+    assert " ".join(lines[2].split()).endswith("temp gpu power")
+    assert line_of(lines, "sim-3").rstrip().endswith("1021MHz   9.1W")
+    assert "MHz" not in line_of(lines, "sim-1")
+    assert " gpu " not in drawn(scene(), 160, 30)[2]
     assert lines[-1].endswith("build resnet18 for arm64")
 
 
