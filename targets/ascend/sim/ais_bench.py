@@ -106,7 +106,7 @@ def measure(board: Board, args: argparse.Namespace, device: int, library: Librar
     if energy:
         logger.info(f"NPU ID:{args.npu_id} energy consumption(J):{energy.joules(end - start)}")
     if target:
-        summary = target.parent / f"{target.name}_summary.json"
+        summary = Path(f"{target}_summary.json")
         bench_report.write(summary, infos, sys.argv, model.times, rate)
         _spoil(board.faults.ais_bench, summary)
     model.close()
@@ -148,14 +148,19 @@ def _batch(args: argparse.Namespace, model: Model) -> int:
     return size
 
 
-def _folder(args: argparse.Namespace, below: str) -> Path | None:
+def _folder(args: argparse.Namespace, below: str) -> str:
+    """Where the outputs go, made; empty without ``--output``."""
+    from targets.ascend.sim.bench_files import join
+
     if not args.output:
-        return None
+        return ""
     root = Path(args.output)
     root.mkdir(mode=0o750, parents=True, exist_ok=True)
     root.chmod(0o750)
-    target = root / (args.output_dirname or time.strftime("%Y_%m_%d-%H_%M_%S")) / below
-    target.mkdir(mode=0o750, parents=True, exist_ok=True)
+    target = join(args.output, args.output_dirname or time.strftime("%Y_%m_%d-%H_%M_%S"))
+    if below:
+        target = join(target, below)
+    Path(target).mkdir(mode=0o750, parents=True, exist_ok=True)
     logger.info(f"output path:{target}")
     return target
 
@@ -183,13 +188,13 @@ def _inputs(model: Model, batches: Batches | None, run: int, args: argparse.Name
 
 
 def _infer(
-    fault: Fault | None, model: Model, batches: Batches | None, args: argparse.Namespace, target: Path | None
+    fault: Fault | None, model: Model, batches: Batches | None, args: argparse.Namespace, target: str
 ) -> tuple[dict[str, Any], list[int]]:
     """Run everything and save the outputs; what the summary says of the files, and each run's batch."""
     runs = len(batches.runs) if batches else 1
     infos: dict[str, Any] = {}
     sizes: list[int] = []
-    bar = Progress(_BARS[args.run_mode], runs)
+    bar = None if args.pipeline else Progress(_BARS[args.run_mode], runs)
     for run in range(runs):
         if fault and run >= fault.after:
             _runtime_fault(fault)
@@ -200,13 +205,15 @@ def _infer(
             logger.debug(f"model aclExec cost : {model_ms:.6f}")
         if target:
             infos |= _save(outputs, batches, run, args, target)
-        bar.advance()
-    bar.close()
+        if bar:
+            bar.advance()
+    if bar:
+        bar.close()
     return infos, sizes
 
 
 def _save(
-    outputs: Sequence[NDArray[Any]], batches: Batches | None, run: int, args: argparse.Namespace, target: Path
+    outputs: Sequence[NDArray[Any]], batches: Batches | None, run: int, args: argparse.Namespace, target: str
 ) -> dict[str, Any]:
     from targets.ascend.sim import bench_files
 

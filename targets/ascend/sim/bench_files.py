@@ -61,7 +61,12 @@ def _listed(folder: str) -> list[str]:
     if not names:
         logger.error(f"{folder} of input args not find valid file,valid file format:[*.npy *.NPY *.bin *.BIN]")
         raise RuntimeError
-    return [str(Path(folder) / name) for name in sorted(names, key=natural_key)]
+    return [join(folder, name) for name in sorted(names, key=natural_key)]
+
+
+def join(folder: str, name: str) -> str:
+    """A path as the user began it: ``./`` stays, where a Path would drop it."""
+    return f"{folder}{name}" if folder.endswith("/") else f"{folder}/{name}"
 
 
 def load(path: str) -> NDArray[Any]:
@@ -134,9 +139,10 @@ def stem(path: str) -> str:
     return Path(path).name.split(".")[0]
 
 
-def save(array: NDArray[Any], folder: Path, name: str, kind: str) -> str:
+def save(array: NDArray[Any], folder: str, name: str, kind: str) -> str:
     """Write one output; its path."""
-    path = folder / f"{name}.{kind.lower()}"
+    written = join(folder, f"{name}.{kind.lower()}")
+    path = Path(written)
     if kind == "NPY":
         with path.open("wb") as file:
             np.save(file, array)
@@ -145,7 +151,7 @@ def save(array: NDArray[Any], folder: Path, name: str, kind: str) -> str:
     else:
         path.write_bytes(np.ascontiguousarray(array).tobytes())
     path.chmod(0o640)
-    return str(path)
+    return written
 
 
 def _text(array: NDArray[Any]) -> str:

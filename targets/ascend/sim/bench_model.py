@@ -31,7 +31,7 @@ class Times:
     h2d: list[float] = field(default_factory=list)
     compute: list[float] = field(default_factory=list)
     d2h: list[float] = field(default_factory=list)
-    _start: float = field(default_factory=time.perf_counter)
+    _start: float = field(default_factory=lambda: time.perf_counter())
 
     def now(self) -> np.float32:
         """Milliseconds since the session began."""
