@@ -158,7 +158,7 @@ ULTRASCALE_MAINLINE: Files = {
     },
     **hwmon(0, "ina226", in0_input=3, in1_input=12035, curr1_input=511, power1_input=6150000),
 }
-#: What can be counted on where the vendor's own tool has the rest: one zone, no scaling of clocks.
+#: Assumed, for nobody documents its sysfs: one zone, no scaling of clocks. The vendor's own tool has the rest.
 ATLAS_200I_DK_A2: Files = {
     **zone(0, "soc_thermal", 51000),
     "sys/devices/system/cpu/online": "0-3",
