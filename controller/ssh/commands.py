@@ -52,7 +52,8 @@ end() {
   [ -n "$group" ] || exit 143
   kill -TERM "-$group" "$group"; sleep 0.1; n=0
   while [ $n -lt 2 ] && kill -0 "-$group"; do sleep 1; n=$((n+1)); done
-  kill -KILL "-$group" "$group"
+  kill -KILL "-$group" "$group"; wait "$group"
+  kill -0 "-$group" && sleep 0.1
 } 2>/dev/null
 trap end TERM HUP INT
 setsid "$@" <&4 3<&- 4<&- &

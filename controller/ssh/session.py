@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -134,6 +135,8 @@ class SshSession:
         try:
             _, writer = await self._asked(self.connection.open_connection("127.0.0.1", port, encoding=None))
         except asyncssh.ChannelOpenError as error:
+            if self.lost:
+                raise self._gone() from None
             if error.code == asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED:
                 raise FleetError(
                     f"the SSH server of {self.device.name} ({self}) forbids forwarding",
@@ -213,5 +216,6 @@ def _words(error: BaseException) -> str:
     if isinstance(error, socket.gaierror):
         return "the name is not known"
     if isinstance(error, OSError):
-        return error.strerror or str(error)
+        # asyncio's own words for it name a call and an address.
+        return os.strerror(error.errno).lower() if error.errno else printable(str(error))
     return printable(getattr(error, "reason", "") or str(error) or type(error).__name__)

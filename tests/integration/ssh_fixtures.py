@@ -109,22 +109,23 @@ class Server:
                     more=self.more,
                 )
             )
+            before = self.log.stat().st_size if self.log.exists() else 0
             with self.log.open("ab") as log:
                 self.process = subprocess.Popen(
                     [*self.prefix, SSHD, "-D", "-e", "-f", config], stdin=subprocess.DEVNULL, stdout=log, stderr=log
                 )
             self.trust()
-            if self._answers():
+            if self._answers(before):
                 return self
             self.kill()
         raise AssertionError(self.log.read_text())
 
-    def _answers(self) -> bool:
+    def _answers(self, before: int) -> bool:
         assert self.process is not None
         end = time.monotonic() + 20
         while time.monotonic() < end and self.process.poll() is None:
             # From where the server is: a host behind a jump host is not reached from here.
-            if f"Server listening on {self.address} port {self.port}".encode() in self.log.read_bytes():
+            if f"Server listening on {self.address} port {self.port}".encode() in self.log.read_bytes()[before:]:
                 return True
             time.sleep(0.02)
         return False
