@@ -44,7 +44,6 @@ _COMPILE = frozenset(
         "timing_cache_path",
         "num_avg_timing_iters",
         "require_full_compilation",
-        "pass_through_build_failures",
         "cache_built_engines",
         "reuse_cached_engines",
         "hardware_compatible",
@@ -57,7 +56,8 @@ _MODULE = frozenset({"get_layer_info"})
 
 WEAK = Dialect(
     name="weak typing",
-    first=(2, 5),
+    # Older ones save with a pickle protocol that has no room for a large network.
+    first=(2, 8),
     last=(2, 9),
     strong=False,
     callables={
