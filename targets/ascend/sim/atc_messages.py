@@ -123,7 +123,9 @@ def block(error: AtcError, style: Style) -> str:
     """An error's lines: ``E10001: Value [x] for parameter [y] is invalid. …`` and what else belongs to it."""
     code, arguments = error.code, error.arguments
     if code == "E16002" and not style.onnx_code:
-        code, arguments = "E19010", ("", *arguments)
+        code, arguments = "E19010", (arguments[1], f"[{arguments[0]}]")
+    if code == "E16002":
+        arguments = arguments[:1]
     if error.text is not None:
         text = error.text
     else:

@@ -34,19 +34,26 @@ def parse(path: Path, unsupported: Sequence[str]) -> Any:
     import onnx
 
     try:
-        model = onnx_model.read(path)
+        model = onnx_model.read(path, external=False)
     except ModelError as error:
         if "no graph" in error.message and path.stat().st_size:
             raise AtcError("E16004") from None
         raise AtcError("E10041", path) from None
+    # Before ONNX's own checker, which has one answer for all of these.
     if len(model.opset_import) > 1:
         raise AtcError("E16005", len(model.opset_import))
     opset = model.opset_import[0].version
     for node in model.graph.node:
         if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type, opset, ""):
-            raise AtcError("E16002", f"{node.domain or 'ai.onnx'}::{opset}::{node.op_type}")
+            raise AtcError("E16002", f"{node.domain or 'ai.onnx'}::{opset}::{node.op_type}", node.name)
         if node.op_type in unsupported:
             raise AtcError("EZ3003", node.name or node.op_type, node.op_type)
+    try:
+        if onnx_model.has_external(model):
+            return onnx_model.read(path)
+        onnx.checker.check_model(model)
+    except (ModelError, onnx.checker.ValidationError, ValueError):
+        raise AtcError("E10041", path) from None
     return model
 
 

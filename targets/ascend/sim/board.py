@@ -138,7 +138,7 @@ def parse(data: bytes) -> Board:
         raise _bad(f"it has {len(data)} bytes")
     try:
         board = msgspec.json.decode(data, type=Board)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise _bad(str(error)) from None
     for card in board.cards:
         if family_of(card.name) is None:

@@ -156,7 +156,7 @@ def read(path: Path) -> tuple[Header, bytes]:
         raise _bad(path, (error.strerror or str(error)).lower()) from None
     try:
         header = msgspec.json.decode(encoded, type=Header)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise _bad(path, f"its header is damaged: {error}") from None
     if len(network) != header.size or hashlib.sha256(network).hexdigest() != header.sha256:
         raise _bad(path, "its network is cut short or damaged")
