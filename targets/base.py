@@ -112,6 +112,12 @@ class Postprocess(msgspec.Struct, frozen=True):
     #: So many of the best boxes of each class, and of all classes after that, are looked at for overlaps; 0: all.
     per_class: int = 0
     total: int = 0
+    #: For ``ssd``: only so many boxes are looked at, those with the best score of any class, and only if that is above
+    #: ``box_threshold``; 0: all. Each then stands for every class.
+    best_boxes: int = 0
+    box_threshold: float = 0.0
+    #: Boxes may reach beyond the edges of the picture that they were found in.
+    beyond: bool = False
     #: Logarithms of a box's sides relative to its default box's are at most this.
     max_log_size: float | None = None
     #: Boxes end at the edges of the input before they are compared.
@@ -389,6 +395,18 @@ class DeviceHalf(Protocol):
 
     def telemetry(self) -> dict[str, float]:
         """Readings that only this kind of board has, such as ``power_w``; empty when there are none."""
+        ...
+
+
+@runtime_checkable
+class TellingDevice(Protocol):
+    """A device half that may take minutes to load a bundle, because it first builds something of it on the device."""
+
+    def load_telling(self, bundle: LoadedBundle, threads: int, progress: Callable[[str, float], None]) -> Runner:
+        """Load like `DeviceHalf.load`. ``progress(stage, share)`` is called every few seconds as long as it goes on.
+
+        The deadline of loading starts anew with each call: whoever implements this has a limit of its own.
+        """
         ...
 
 

@@ -47,8 +47,8 @@ class Jetson:
         return JetsonDevice()
 
     def simulated_options(self, options: Mapping[str, Option]) -> dict[str, Option]:
-        """The same program: the simulated board runs it on this machine's processor."""
-        return dict(options)
+        """The same program, which torch itself runs: a simulated board has no TensorRT, and builds nothing for long."""
+        return {"engine": "eager", **options}
 
     def simulated_device(self) -> JetsonDevice:
         from targets.jetson.device import JetsonDevice

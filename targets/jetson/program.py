@@ -12,6 +12,7 @@ import io
 import json
 import zipfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,20 @@ PROGRAM = "program.json"
 FORMAT = 1
 
 
+@dataclass(frozen=True, slots=True)
 class Exported:
     """A checked ``torch.export.ExportedProgram`` and what it takes and gives, every shape a number."""
 
-    def __init__(self, program: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
-        self.program = program
-        self.inputs = inputs
-        self.outputs = outputs
+    program: Any
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    #: Largest number in what it gives for noise: of what size its errors are.
+    largest: float
+
+    @property
+    def detects(self) -> bool:
+        """Whether it uses the operators of :mod:`targets.detection`."""
+        return any(str(node.target).startswith("fleet.") for node in self.program.graph.nodes)
 
 
 def export(model: SourceModel, batch: int, dynamic: bool) -> Exported:
@@ -67,7 +75,8 @@ def export(model: SourceModel, batch: int, dynamic: bool) -> Exported:
             f"{model.name} cannot be exported for batch {batch or 1}: {_first_line(error)}",
             hint="export it with an open batch, or leave out the option 'batch'",
         ) from error
-    return Exported(program, _fixed(model.inputs, given), _fixed(model.outputs, results))
+    floats = [float(each.abs().max()) for each in results if each.is_floating_point() and each.numel()]
+    return Exported(program, _fixed(model.inputs, given), _fixed(model.outputs, results), max(floats, default=0.0))
 
 
 def write(program: Any, folder: Path) -> tuple[BuiltFile, list[BuiltFile]]:
@@ -165,9 +174,13 @@ def _batch(model: SourceModel, spec: TensorSpec, batch: int) -> int:
 
 
 def _example(spec: TensorSpec, batch: int) -> Any:
+    """Noise in floats, 0 in whole numbers."""
     import torch
 
-    return torch.zeros((batch, *spec.shape[1:]) if spec.shape else (), dtype=getattr(torch, spec.dtype))
+    shape, dtype = (batch, *spec.shape[1:]) if spec.shape else (), getattr(torch, spec.dtype)
+    if not dtype.is_floating_point:
+        return torch.zeros(shape, dtype=dtype)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
 
 
 def _fixed(specs: Sequence[TensorSpec], tensors: Sequence[Any]) -> tuple[TensorSpec, ...]:

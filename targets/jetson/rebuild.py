@@ -49,8 +49,12 @@ def detects(program: dict[str, Any]) -> bool:
     return any(node["target"].startswith("torch.ops.fleet.") for node in program["nodes"])
 
 
-def build(program: dict[str, Any], weights: list[Any], device: Any) -> torch.fx.GraphModule:
-    """The module, its weights being buffers ``weight_0`` …; what it makes anew is made on ``device``."""
+def build(program: dict[str, Any], weights: list[Any], device: Any, widen: bool = False) -> torch.fx.GraphModule:
+    """The module, its weights being buffers ``weight_0`` …; what it makes anew is made on ``device``.
+
+    With ``widen`` the operators of detectors get float32 whatever comes before them: positions in a picture are more
+    than half precision can tell apart. Raises :class:`ProgramError`.
+    """
     root = torch.nn.Module()
     graph = torch.fx.Graph()
     values: dict[str, Any] = {name: graph.placeholder(name) for name in program["inputs"]}
@@ -65,6 +69,8 @@ def build(program: dict[str, Any], weights: list[Any], device: Any) -> torch.fx.
                 named[given["name"]] = value
             else:
                 positional.append(value)
+        if widen and node["target"].startswith("torch.ops.fleet."):
+            positional = [_widened(graph, value) for value in positional]
         made = graph.call_function(_function(node["target"]), tuple(positional), named)
         _name_results(graph, made, node["outputs"], values)
     results = tuple(values[name] for name in program["outputs"])
@@ -72,6 +78,17 @@ def build(program: dict[str, Any], weights: list[Any], device: Any) -> torch.fx.
     graph.eliminate_dead_code()
     graph.lint()
     return torch.fx.GraphModule(root, graph)
+
+
+def _widened(graph: torch.fx.Graph, value: Any) -> Any:
+    if isinstance(value, list):
+        return [_widened(graph, each) for each in value]
+    return graph.call_function(in_float32, (value,)) if isinstance(value, torch.fx.Node) else value
+
+
+def in_float32(value: Any) -> Any:
+    """Floats of any type as float32; everything else as it is."""
+    return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
 def _name_results(graph: torch.fx.Graph, made: Any, outputs: list[dict[str, Any]], values: dict[str, Any]) -> None:
