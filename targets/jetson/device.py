@@ -92,6 +92,14 @@ class JetsonDevice:
 
         return conditions.telemetry()
 
+    def _sensed(self) -> dict[str, str]:
+        """What the board's sensors and settings are now; a simulated one has none."""
+        if self._simulated:
+            return {}
+        from targets.jetson import conditions
+
+        return conditions.conditions()
+
     # --- Loading --------------------------------------------------------------------------------
 
     def _load(
@@ -111,7 +119,7 @@ class JetsonDevice:
             self._remove_scratch()
             raise
         known = {**_conditions(manifest, self._simulated, found), **said}
-        return TorchRunner(manifest, self._running, known, self._remove_scratch)
+        return TorchRunner(manifest, self._running, known, self._remove_scratch, self._sensed)
 
     def _kept_or_built(
         self, manifest: Manifest, order: dict[str, Any], found: dict[str, str], progress: Progress

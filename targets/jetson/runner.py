@@ -25,13 +25,19 @@ class TorchRunner:
     """
 
     def __init__(
-        self, manifest: Manifest, helper: BoardPython, conditions: dict[str, str], closed: Callable[[], None]
+        self,
+        manifest: Manifest,
+        helper: BoardPython,
+        conditions: dict[str, str],
+        closed: Callable[[], None],
+        sensed: Callable[[], dict[str, str]],
     ) -> None:
         self.engine = manifest.requirements.accelerator
         self._inputs = manifest.inputs
         self._outputs = manifest.outputs
         self._helper = helper
         self._conditions = conditions
+        self._sensed = sensed
         self._closed = closed
         self._gpu_ms = 0.0
 
@@ -79,7 +85,7 @@ class TorchRunner:
         return {"gpu_ms": self._gpu_ms} if self._gpu_ms else {}
 
     def conditions(self) -> dict[str, str]:
-        return dict(self._conditions)
+        return {**self._sensed(), **self._conditions}
 
     def close(self) -> None:
         self._helper.end()
