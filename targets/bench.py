@@ -60,6 +60,8 @@ CONFIDENCE = 0.99
 BLOCKED_BLOCKS = 6
 #: Seconds of queries up to which a block is made longer because its start costs much.
 BLOCKED_SECONDS = 10.0
+#: Seconds of queries that one start serves at most, so that a slow network shows that it moves.
+BLOCKED_LONGEST = 60.0
 #: What the notebooks run, and after how many of them they tell how far they are.
 NOTEBOOK_WARMUP, NOTEBOOK_RUNS, NOTEBOOK_STEP = 50, 100, 10
 
@@ -309,8 +311,7 @@ class Plan(_Carried):
         latency = sum(arm.latest for arm in self._arms) / len(self._arms)
         least = max(arm.least for arm in self._arms)
         seconds = max(self.spec.min_duration, self.needed * latency) / self._fewest
-        if least == 1:
-            seconds = min(self._block_seconds, seconds)
+        seconds = min(self._block_seconds if least == 1 else BLOCKED_LONGEST, seconds)
         queries = max(least, round(seconds / latency))
         return min(queries, MAX_SAMPLES // (len(self._arms) * self._fewest))
 

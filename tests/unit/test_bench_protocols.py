@@ -14,6 +14,7 @@ from agent.protocol import BenchSpec
 from targets.base import FleetError
 from targets.bench import (
     BLOCKED_BLOCKS,
+    BLOCKED_LONGEST,
     BLOCKED_SECONDS,
     MAX_SAMPLES,
     MIN_BLOCKS,
@@ -102,6 +103,13 @@ def test_few_starts_serve_a_whole_run() -> None:
     assert len(measured) == BLOCKED_BLOCKS
     assert len(blocks) <= BLOCKED_BLOCKS + 3
     assert plan.shortfalls() == [] and plan.blocks() == [block.queries for block in measured]
+
+
+def test_a_slow_engine_with_starts_shows_that_it_moves() -> None:
+    plan = Plan(BenchSpec(min_duration=2.0))
+    blocks = drive(plan, steady(9.0), lambda seconds: 2)
+    assert max(block.seconds for block in blocks) <= BLOCKED_LONGEST * 1.1
+    assert queries_needed(90) <= len(plan.samples()) <= queries_needed(90) + 14
 
 
 def test_without_a_wish_blocks_are_as_before() -> None:
