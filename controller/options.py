@@ -106,8 +106,11 @@ class EvalOptions:
     baseline: str = ""
     #: Where to draw what is taken for what; with several devices its name gets theirs. Empty for none.
     confusion: str = ""
-    #: Lowest score of a detection that takes part. A model that selects inside has a bound of its own.
-    threshold: float = 0.01
+    #: Lowest score of a detection that takes part; None takes 0.01, or the model's own if that is lower. A model that
+    #: selects inside has a bound of its own.
+    threshold: float | None = None
+    #: Only pictures that have annotations: the others cannot be right, only wrong.
+    annotated: bool = False
     slot: str = "default"
     threads: int = 0
     #: Seconds to wait for a device that someone else holds.

@@ -400,13 +400,10 @@ class DeviceHalf(Protocol):
 
 @runtime_checkable
 class TellingDevice(Protocol):
-    """A device half that may take minutes to load a bundle, because it first builds something of it on the device."""
+    """A device half that tells how far it is while it loads a bundle, because that may take minutes."""
 
-    def load_telling(self, bundle: LoadedBundle, threads: int, progress: Callable[[str, float], None]) -> Runner:
-        """Load like `DeviceHalf.load`. ``progress(stage, share)`` is called every few seconds as long as it goes on.
-
-        The deadline of loading starts anew with each call: whoever implements this has a limit of its own.
-        """
+    def load_telling(self, bundle: LoadedBundle, threads: int, progress: Callable[[str], None]) -> Runner:
+        """Load like `DeviceHalf.load`. ``progress(stage)`` is called every few seconds as long as it goes on."""
         ...
 
 

@@ -58,8 +58,12 @@ def register(app: typer.Typer) -> None:
             typer.Option(min=0, max=1, metavar="X", help="Exit 1 if the figure is lower than the baseline's by more."),
         ] = None,
         threshold: Annotated[
-            float, typer.Option(min=0, max=1, help="Lowest score of a detection that takes part.")
-        ] = 0.01,
+            float | None,
+            typer.Option(min=0, max=1, help="Lowest score of a detection that takes part (0.01, or the model's)."),
+        ] = None,
+        annotated: Annotated[
+            bool, typer.Option("--annotated", help="Leave out pictures without any annotation.")
+        ] = False,
         slot: arguments.Slot = "default",
         threads: arguments.Threads = 0,
         wait: arguments.Wait = 600.0,
@@ -82,6 +86,7 @@ def register(app: typer.Typer) -> None:
             baseline=baseline,
             confusion=output,
             threshold=threshold,
+            annotated=annotated,
             slot=slot,
             threads=threads,
             lease_wait=wait,

@@ -91,6 +91,22 @@ class Dataset:
             self, pictures=self.pictures[:count], objects=self.objects[:count], labels=self.labels[:count], missing=()
         )
 
+    def annotated(self) -> Dataset:
+        """Without the pictures in which no object is annotated; of a set of folders, all of it.
+
+        Raises :class:`FleetError` (``bad-dataset``) when none is left.
+        """
+        if not self.objects:
+            return self
+        there = [index for index, each in enumerate(self.objects) if len(each.labels)]
+        if not there:
+            raise bad(self.path, "no picture in it has an annotation")
+        return replace(
+            self,
+            pictures=tuple(self.pictures[index] for index in there),
+            objects=tuple(self.objects[index] for index in there),
+        )
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 in hex of categories, names of the pictures, sizes of their files, and the truth about them.

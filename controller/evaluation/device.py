@@ -22,6 +22,7 @@ from targets.base import FleetError
 if TYPE_CHECKING:
     from controller.options import EvalOptions
     from targets.base import Array
+    from targets.bundle import Manifest
     from targets.pictures.place import Place
 
 #: Batches that are prepared or being prepared while the device computes one.
@@ -29,8 +30,18 @@ _AHEAD = 2
 #: Cuts of the connection in a row that one batch may meet.
 _TRIES = 3
 _STAGE = "evaluate"
+#: Lower than any score that a figure depends on much; below it detections are many.
+_THRESHOLD = 0.01
 #: Labels kept of a classifier.
 _TOP = 5
+
+
+def lowest_score(options: EvalOptions, manifest: Manifest) -> float:
+    """Of a detection that takes part."""
+    if options.threshold is not None:
+        return options.threshold
+    postprocess = manifest.model.postprocess
+    return min(_THRESHOLD, postprocess.score_threshold) if postprocess is not None else _THRESHOLD
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +187,7 @@ class Answers:
             postprocess,
             where,
             classes=len(manifest.model.labels),
-            threshold=self.options.threshold,
+            threshold=lowest_score(self.options, manifest),
         )
         masks: list[str] = []
         if found.masks is not None and self.dataset.has_outlines:

@@ -13,7 +13,7 @@ from controller.datasets import Dataset, load
 from controller.deploy import explained
 from controller.evaluation.baseline import Baseline
 from controller.evaluation.classes import Classes, match
-from controller.evaluation.device import Answers
+from controller.evaluation.device import Answers, lowest_score
 from controller.evaluation.figures import NAMES, PRIMARY, Figures, compute
 from controller.evaluation.journal import Journal
 from controller.evaluation.store import Evaluations
@@ -67,7 +67,8 @@ async def evaluate(
 
 
 def _dataset(path: str | Path, options: EvalOptions) -> Dataset:
-    data = load(path, images=options.images, skip_missing=options.skip_bad).first(options.limit)
+    data = load(path, images=options.images, skip_missing=options.skip_bad)
+    data = (data.annotated() if options.annotated else data).first(options.limit)
     if data.kind == "coco":
         # Better now than after an hour of pictures.
         import pycocotools.cocoeval  # noqa: F401
@@ -125,7 +126,7 @@ class _Evaluator:
             "bundle": inference.bundle,
             "slot": options.slot,
             "dataset": self.dataset.digest,
-            "threshold": options.threshold,
+            "threshold": lowest_score(options, manifest),
             "skip_bad": options.skip_bad,
         }
         journal = await asyncio.to_thread(Journal, self.fleet.home.evaluations, key, fresh=options.fresh)

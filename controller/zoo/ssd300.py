@@ -6,9 +6,11 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from controller.zoo import export, resnet, variants, weights
 from controller.zoo.ssd300_boxes import SIZE, dboxes300_coco, torchvision_boxes
-from targets.base import Preprocess, SourceModel
+from targets.base import Postprocess, Preprocess, SourceModel
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -74,7 +76,7 @@ def source(name: str, text: str, home: Home) -> SourceModel:
         said=said,
         definition=f"{_DEFINITION}, torchvision {torchvision.__version__}",
         preprocess=_CAFFE if base == "ssd300_vgg16" else _IMAGENET,
-        postprocess=how.whole() if whole else how.raw(),
+        postprocess=how.whole() if whole else raw(base, how),
         labels=labels(base),
         home=home,
         outputs=ssd.OUTPUTS if whole else _RAW_OUTPUTS[base],
@@ -108,6 +110,18 @@ def decoding(base: str) -> Decoding:
         per_class=200,
         most=200,
         boxes_last=True,
+    )
+
+
+def raw(base: str, how: Decoding) -> Postprocess:
+    """What is done with raw outputs. With those of SSD300-ResNet34 it is what Ascend's published sample does.
+
+    It takes the 200 best boxes before it looks at classes, each then for all 80, and leaves them as large as they are.
+    """
+    if base != "ssd300_resnet34":
+        return how.raw()
+    return msgspec.structs.replace(
+        how.raw(), score_threshold=0.0, per_class=0, best_boxes=200, box_threshold=0.05, shifted=True, beyond=True
     )
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import numpy as np
@@ -15,9 +15,12 @@ import numpy.typing as npt
 
 from targets.ascend.process import Finished, TimedOut, run
 from targets.ascend.toolkit import Toolkit
-from targets.base import Array, FleetError, TensorSpec
+from targets.base import FleetError, TensorSpec
 from targets.bundle import nbytes
 from targets.files import read_bounded
+
+if TYPE_CHECKING:
+    from targets.base import Array
 
 #: Seconds that one process may take beside what its queries should; below what an agent gives to one call.
 DEADLINE_VARIABLE, DEADLINE = "FLEET_ASCEND_DEADLINE", 110.0

@@ -48,6 +48,8 @@ def detect(
         locations = locations.transpose(0, 2, 1)
     scores = logits if postprocess.softmaxed else softmax(logits, values_axis)
     scores = scores[:, 1:] if last else scores[..., 1:].transpose(0, 2, 1)
+    if postprocess.best_boxes:
+        scores = of_best_boxes(scores, postprocess.best_boxes, postprocess.box_threshold)
     return class_nms(
         decode(locations, postprocess, size)[:, None],
         scores,
@@ -58,6 +60,18 @@ def detect(
         total=postprocess.total,
         shifted=postprocess.shifted,
     )
+
+
+def of_best_boxes(scores: Floats, count: int, threshold: float) -> Floats:
+    """``scores`` (N, C, A) of the ``count`` boxes with the best score of any class, above ``threshold``; no others take
+    part: theirs are below every score."""
+    best = scores.max(1)
+    order = np.argsort(-best, axis=1, kind="stable")
+    keep = np.zeros(best.shape, np.bool_)
+    np.put_along_axis(keep, order[:, :count], True, axis=1)
+    keep &= best > np.float32(threshold)
+    kept: Floats = np.where(keep[:, None], scores, np.float32(-1))
+    return kept
 
 
 def softmax(logits: Floats, axis: int) -> Floats:

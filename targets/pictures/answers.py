@@ -32,9 +32,10 @@ TOP = 5
 class Detections:
     """What was found in one picture, best first.
 
-    ``boxes`` (n, 4) are corners x0, y0, x1, y1 in pixels of the original picture and inside of it, ``scores`` (n,) in
-    0..1, ``labels`` (n,) the numbers of classes. ``masks``, if there are any, are as the model gives them: (n, S, S)
-    float32 within each box or (n, H, W) uint8 of the whole input; `patch` brings one to the original.
+    ``boxes`` (n, 4) are corners x0, y0, x1, y1 in pixels of the original picture and inside of it, unless a model's
+    post-processing lets them go beyond; ``scores`` (n,) in 0..1, ``labels`` (n,) the numbers of classes. ``masks``, if
+    there are any, are as the model gives them: (n, S, S) float32 within each box or (n, H, W) uint8 of the whole input;
+    `patch` brings one to the original.
     """
 
     place: Place
@@ -182,7 +183,12 @@ def _ssd(outputs: Sequence[Array], postprocess: Postprocess, place: Place, thres
     count = int(selected.counts[0])
     return Detections(
         place=place,
-        boxes=_to_original(selected.boxes[0, :count], place, relative=postprocess.coordinates == "relative"),
+        boxes=_to_original(
+            selected.boxes[0, :count],
+            place,
+            relative=postprocess.coordinates == "relative",
+            beyond=postprocess.beyond,
+        ),
         scores=selected.scores[0, :count].astype(np.float64),
         labels=selected.labels[0, :count],
     )
@@ -237,8 +243,9 @@ def _checked_masks(array: Array, most: int, place: Place) -> Array:
     return array
 
 
-def _to_original(corners: npt.NDArray[np.float32], place: Place, *, relative: bool) -> Floats:
-    """Corners in the input, relative to the picture in it or in pixels, in the original's pixels and inside of it."""
+def _to_original(corners: npt.NDArray[np.float32], place: Place, *, relative: bool, beyond: bool = False) -> Floats:
+    """Corners in the input, relative to the picture in it or in pixels, in the original's pixels; inside of it unless
+    they may go ``beyond`` its edges."""
     if relative:
         scale, first = (
             np.array([each[axis] * place.original[axis] / place.resized[axis] for axis in (0, 1, 0, 1)])
@@ -250,10 +257,10 @@ def _to_original(corners: npt.NDArray[np.float32], place: Place, *, relative: bo
         ratio = np.array(place.original * 2, np.float32) / np.array(place.resized * 2, np.float32)
         with np.errstate(over="ignore"):
             found = ((corners + np.array(place.corner * 2, np.float32)) * ratio).astype(np.float64)
-    inside: Floats = np.clip(found, 0, np.array(place.original * 2, np.float64))
-    if not np.isfinite(inside).all():
+    kept: Floats = found if beyond else np.clip(found, 0, np.array(place.original * 2, np.float64))
+    if not np.isfinite(kept).all():
         raise _bad("the boxes hold values that are no finite numbers")
-    return inside
+    return kept
 
 
 def _check_finite(arrays: Sequence[Array]) -> None:
