@@ -1,4 +1,7 @@
-"""Sending a bundle's blobs: only those that the device lacks, from where it has them, several chunks in flight."""
+"""Sending a bundle's blobs: only those that the device lacks, from where it has them, several pieces in flight.
+
+They travel as messages; over SSH, large ones as files.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,9 @@ from dataclasses import dataclass, field
 import zstandard
 
 from agent import protocol as p
+from controller import push_files
 from controller.connection import narrow
-from controller.events import Listener, Progress
+from controller.events import Listener, Message, Progress
 from controller.pace import Pace
 from controller.prepare import Bundle
 from controller.session import Session
@@ -51,17 +55,37 @@ class Traffic:
         return self.total - self.lacking
 
 
-async def query(session: Session, bundle: Bundle, traffic: Traffic) -> list[tuple[str, int]]:
-    """Blobs that the device lacks, as (digest, offset to go on from), and note them in ``traffic``."""
+@dataclass(frozen=True, slots=True)
+class Lacking:
+    """A blob that the device lacks, from where to go on, and whether that is in a file of its own there."""
+
+    sha256: str
+    offset: int
+    as_file: bool = False
+
+
+async def query(session: Session, bundle: Bundle, traffic: Traffic, *, files: bool = False) -> list[Lacking]:
+    """Blobs that the device lacks, and note them in ``traffic``. With ``files``, large ones are to be sent as such.
+
+    Raises FleetError ``disk-full`` when those do not fit there.
+    """
     sizes = {file.sha256: file.size for file in bundle.manifest.files}
     asked = p.QueryBlobs(blobs=[p.BlobRef(sha256=sha256, size=size) for sha256, size in sizes.items()])
     answer = await session.connection.request(asked, p.MissingBlobs)
-    missing: list[tuple[str, int]] = []
+    missing: list[Lacking] = []
     for blob in answer.missing[:MAX_FILES]:
-        if not 0 <= blob.offset <= sizes.get(blob.sha256, -1):
+        size = sizes.get(blob.sha256, -1)
+        if not (0 <= blob.offset <= size and 0 <= blob.incoming <= size):
             raise p.ProtocolError(f"{session.device.name} asks for a piece of a blob that it was not offered")
-        missing.append((blob.sha256, blob.offset))
-    offsets = dict(missing)
+        # What began to come as messages goes on so.
+        if files and not blob.offset and (blob.incoming or size >= push_files.SMALLEST):
+            missing.append(Lacking(blob.sha256, blob.incoming, as_file=True))
+        else:
+            missing.append(Lacking(blob.sha256, blob.offset))
+    needed = sum(sizes[blob.sha256] - blob.offset for blob in missing if blob.as_file)
+    if answer.free >= 0 and needed > answer.free:
+        raise push_files.no_room(session, needed, answer.free)
+    offsets = {blob.sha256: blob.offset for blob in missing}
     held = {sha256: offsets.get(sha256, size) for sha256, size in sizes.items()}
     if not traffic.held:
         traffic.total = sum(sizes.values())
@@ -75,15 +99,51 @@ async def query(session: Session, bundle: Bundle, traffic: Traffic) -> list[tupl
 
 async def push(session: Session, bundle: Bundle, traffic: Traffic, listener: Listener) -> None:
     """Send what is missing. Raises FleetError; after one of `session.CUT` it can be called again and goes on."""
-    missing = await query(session, bundle, traffic)
+    link = push_files.link_of(session)
     sizes = {file.sha256: file.size for file in bundle.manifest.files}
-    sender = _Sender(session, traffic, listener)
+    progress = _Progress(session.device.name, traffic, listener)
+    missing = await query(session, bundle, traffic, files=link is not None)
+    files = [
+        push_files.File(blob.sha256, blob.offset, sizes[blob.sha256], os.fspath(bundle.blobs.path(blob.sha256)))
+        for blob in missing
+        if blob.as_file
+    ]
+    if link is not None and files:
+        try:
+            await push_files.send(session, link, files, progress.arrived)
+        except push_files.NoFilesError as error:
+            listener(Message(session.device.name, f"{error.message}; files are sent as messages instead", "warning"))
+            missing = await query(session, bundle, traffic)
+    sender = _Sender(session, traffic, progress)
     try:
-        for sha256, offset in missing:
-            await sender.blob(sha256, offset, sizes[sha256], os.fspath(bundle.blobs.path(sha256)))
+        for blob in missing:
+            if not blob.as_file:
+                path = os.fspath(bundle.blobs.path(blob.sha256))
+                await sender.blob(blob.sha256, blob.offset, sizes[blob.sha256], path)
         await sender.drain()
     finally:
         sender.forget()
+
+
+class _Progress:
+    """Keeps count of what has arrived, and tells of it now and then."""
+
+    def __init__(self, device: str, traffic: Traffic, listener: Listener) -> None:
+        self._device, self._traffic, self._listener = device, traffic, listener
+        self._told = 0.0
+
+    def arrived(self, sha256: str, length: int, wire: int | None = None) -> None:
+        """So many bytes more of a blob, for which ``wire`` travelled; less than 0 when what was there is of no use."""
+        traffic = self._traffic
+        traffic.held[sha256] += length
+        traffic.sent += max(length, 0)
+        traffic.on_wire += max(length, 0) if wire is None else wire
+        now = time.monotonic()
+        done = max(sum(traffic.held.values()) - traffic.skipped, 0)
+        if now - self._told >= _PROGRESS_INTERVAL or done == traffic.lacking:
+            self._told = now
+            share = done / traffic.lacking if traffic.lacking else 1.0
+            self._listener(Progress(self._device, "push", share, bytes_done=done, bytes_total=traffic.lacking))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +160,12 @@ class _Sent:
 
 
 class _Sender:
-    def __init__(self, session: Session, traffic: Traffic, listener: Listener) -> None:
-        self._session, self._traffic, self._listener = session, traffic, listener
+    def __init__(self, session: Session, traffic: Traffic, progress: _Progress) -> None:
+        self._session, self._traffic, self._progress = session, traffic, progress
         self._window: deque[_Sent] = deque()
         self._in_flight = 0
         self._pace = Pace()
         self._compressor = zstandard.ZstdCompressor(level=_LEVEL)
-        self._told = 0.0
 
     async def blob(self, sha256: str, offset: int, size: int, path: str) -> None:
         descriptor = os.open(path, os.O_RDONLY)
@@ -166,20 +225,7 @@ class _Sender:
         self._pace.acknowledged(oldest.length, time.monotonic() - oldest.at)
         if stored.sha256 != oldest.sha256:
             raise p.ProtocolError(f"{self._session.device.name} acknowledged a chunk that it was not sent")
-        traffic = self._traffic
-        traffic.sent += oldest.end - traffic.held[oldest.sha256]
-        traffic.held[oldest.sha256] = oldest.end
-        traffic.on_wire += oldest.wire
-        self._tell()
-
-    def _tell(self) -> None:
-        traffic, now = self._traffic, time.monotonic()
-        done = sum(traffic.held.values()) - traffic.skipped
-        if now - self._told >= _PROGRESS_INTERVAL or done == traffic.lacking:
-            self._told = now
-            share = done / traffic.lacking if traffic.lacking else 1.0
-            name = self._session.device.name
-            self._listener(Progress(name, "push", share, bytes_done=done, bytes_total=traffic.lacking))
+        self._progress.arrived(oldest.sha256, oldest.end - self._traffic.held[oldest.sha256], oldest.wire)
 
     async def _compressed(self, data: bytes) -> bytes:
         # zstd works without the interpreter's lock, so this overlaps with everything else.

@@ -44,7 +44,7 @@ if [ -n "$pid" ] && { kill -0 "$pid" 2>/dev/null || [ -d "/proc/$pid" ]; }; then
 echo "$mark"; head -c 65536 "$at" 2>/dev/null
 for keys in authorized trusted; do
   echo; echo "$mark"
-  for key in "$home/$keys"/*.pub; do [ -f "$key" ] && head -c 4096 "$key"; done
+  for key in "$home/$keys"/*.pub; do [ -f "$key" ] && head -c 4096 "$key" && echo; done
 done
 exit 0
 """
