@@ -13,6 +13,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,8 +22,11 @@ from typing import Any
 
 import psutil
 import pytest
+from agent_client import NUMPY_TARGET, REPOSITORY, is_dead, wait_for
 
+from agent.config import Home, read_info
 from controller.inventory import Device
+from targets.base import FleetError
 
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
 SFTP_SERVER = next(
@@ -52,6 +56,24 @@ MaxSessions 100
 Subsystem sftp {sftp}
 {more}
 """
+
+
+#: sshd gives a command hardly any environment: where the tests' targets are, and this repository.
+AGENT_ENVIRONMENT = f"SetEnv PYTHONPATH={NUMPY_TARGET}:{REPOSITORY}"
+
+
+def agent_command(home: Path, *more: str, target: str = "numpy", name: str = "board") -> tuple[str, ...]:
+    """How an agent of this very environment is started over SSH."""
+    run = (sys.executable, "-m", "agent.main", "run", "--home", str(home), "--target", target, "--name", name)
+    return (*run, *more)
+
+
+def end_agent(home: Path) -> None:
+    """Kill the agent of a home, if there is one, and wait until it is gone."""
+    with contextlib.suppress(FleetError, ProcessLookupError):
+        pid = read_info(Home(home)).pid
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: is_dead(pid), "the end of the agent")
 
 
 def make_key(path: Path, kind: str = "ed25519") -> Path:
