@@ -16,6 +16,7 @@ from targets.cpu.device import CPUDevice
 from targets.cuda.device import CUDARunner, GPUError, load_cudart, start_runtime
 from targets.cuda.gpu import GPU
 from targets.jetson import chips
+from targets.jetson import conditions as sensed
 
 
 def unmet_tvm(requirements: Requirements, compatible: Path = chips.COMPATIBLE) -> str:
@@ -49,7 +50,7 @@ def load_tvm(bundle: LoadedBundle, threads: int) -> JetsonTVMRunner:
 
 
 class JetsonTVMRunner(CUDARunner):
-    """A :class:`targets.base.Runner`; ``conditions`` are what CUDA says, without NVML."""
+    """A :class:`targets.base.Runner`; ``conditions`` are the board's, and what CUDA says without NVML."""
 
     def __init__(self, bundle: LoadedBundle, found: GPU) -> None:
         needed = _release(bundle)
@@ -62,6 +63,7 @@ class JetsonTVMRunner(CUDARunner):
         tensors = {file.path: file.tensor for file in self._bundle.manifest.files}
         weights = {tensors[name].dtype for name in self._bundle.manifest.parameters}
         return {
+            **sensed.conditions(),
             "apache-tvm": version("apache-tvm"),
             "gpu": self._gpu.name,
             "driver": f"CUDA {'.'.join(map(str, self._gpu.cuda))}",
