@@ -90,6 +90,7 @@ def test_versions_are_ordered() -> None:
         b'{"surprise": 1}',
         b'{"driver": "new"}',
         b'{"faults": {"atc": {"kind": "flood"}}}',
+        b'{"faults": {"atc": {"kind": "cut-summary"}}}',
         b'{"cards": [{"name": "310", "chips": [{"processes": [{"pid": 1, "name": "\\u001b[2J", "megabytes": 1}]}]}]}',
         b" " * (board.MAX_FILE + 1),
     ],

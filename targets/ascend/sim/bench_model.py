@@ -264,4 +264,4 @@ class Model:
 
 def _no_driver(board: Board) -> bool:
     fault = board.faults.ais_bench
-    return fault is not None and fault.kind in ("no-driver", "busy")
+    return fault is not None and fault.kind == "no-driver"

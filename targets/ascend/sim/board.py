@@ -30,8 +30,8 @@ class Process(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 class Chip(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """One chip of a card. What is left out is that of an idle chip of its kind.
 
-    ``bus`` is the PCI address (``0000:01:00.0``, or ``NA``); ``memory`` and ``hbm`` are megabytes used and in all, ``hugepages``
-    pages used and in all; ``readings`` overrides a printed value of ``npu-smi info -t …`` by its printed name.
+    ``bus`` is the PCI address (``0000:01:00.0``, or ``NA``); ``memory`` and ``hbm`` are megabytes used and in all,
+    ``hugepages`` pages used and in all; ``readings`` overrides a printed value of ``npu-smi info -t …`` by its printed name.
     """
 
     bus: Annotated[str, msgspec.Meta(pattern=r"^(NA|[0-9A-F]{4}:[0-9A-F]{2}:[0-9A-F]{2}\.[0-9A-F])$")] | None = None
@@ -80,6 +80,15 @@ class Fault(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     text: Annotated[str, msgspec.Meta(max_length=4096)] = "Inner Error!"
     #: For ``hang`` and ``kill`` of ais_bench: after how many runs of the network.
     after: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
+#: What each tool can be made to do; a fault that a tool would pass over is refused.
+_EVERY_TOOL = {"absent", "no-driver", "fail", "hang", "garbage", "kill"}
+_KINDS = {
+    "npu-smi": _EVERY_TOOL | {"busy"},
+    "atc": _EVERY_TOOL | {"no-space"},
+    "ais_bench": _EVERY_TOOL | {"no-space", "cut-summary"},
+}
 
 
 class Faults(msgspec.Struct, forbid_unknown_fields=True, frozen=True, rename={"npu_smi": "npu-smi"}):
@@ -145,6 +154,10 @@ def parse(data: bytes) -> Board:
             raise _bad(
                 f"there is no chip '{card.name}'", hint="take 310, 310P3, 310B1, 310B4, 910A, 910B4, Ascend910 …"
             )
+    faults = {"npu-smi": board.faults.npu_smi, "atc": board.faults.atc, "ais_bench": board.faults.ais_bench}
+    for tool, fault in faults.items():
+        if fault and fault.kind not in _KINDS[tool]:
+            raise _bad(f"{tool} has no fault '{fault.kind}'", hint=f"it has {', '.join(sorted(_KINDS[tool]))}")
     if len({card.npu for card in board.cards}) != len(board.cards):
         raise _bad("two cards have the same NPU id")
     return board

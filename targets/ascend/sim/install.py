@@ -96,12 +96,14 @@ def _tools(prefix: Path, toolkit: Path) -> None:
 
 def _facts(prefix: Path, toolkit: Path, board: Board) -> None:
     latest = toolkit / "latest"
+    # What reads the version to name a result or to key a cache must not take this for the real release.
+    version = f"{board.cann}+simulated"
     _write(toolkit / "set_env.sh", _SET_ENV.format(toolkit=shlex.quote(str(latest))))
-    _write(latest / "version.cfg", f"# simulated\nversion={board.cann}\n")
+    _write(latest / "version.cfg", f"version={version}\n")
     architecture = f"{platform.machine()}-linux"
-    install_info = f"package_name=Ascend-cann-toolkit\nversion={board.cann}\narch={platform.machine()}\nos=linux\n"
-    _write(latest / architecture / "ascend_toolkit_install.info", f"{install_info}simulated=true\n")
-    _write(prefix / "usr/local/Ascend/driver/version.info", f"Version={board.driver}\nsimulated=true\n")
+    install_info = f"package_name=Ascend-cann-toolkit\nversion={version}\narch={platform.machine()}\nos=linux\n"
+    _write(latest / architecture / "ascend_toolkit_install.info", install_info)
+    _write(prefix / "usr/local/Ascend/driver/version.info", f"Version={board.driver}+simulated\n")
     complete = "complete" if board.driver_complete else "running"
     _write(prefix / "etc/ascend_install.info", f"Driver_Install_Status={complete}\n")
 
