@@ -36,6 +36,12 @@ class Loaded(Call, tag="loaded", kw_only=True):
     unmet: str = ""
 
 
+class Loading(Call, tag="loading", kw_only=True):
+    """Loading goes on; comes before `Loaded`, of a device half that builds something first."""
+
+    stage: str
+
+
 class CheckGolden(Call, tag="check-golden", kw_only=True):
     """Run one golden set and compare."""
 
@@ -114,7 +120,7 @@ class Failed(Call, tag="failed", kw_only=True):
 
 
 AnyCall = Load | CheckGolden | RunOnce | Measure | Profile | AskConditions
-Answer = Loaded | GoldenChecked | RanOnce | Measured | Profiled | Conditions | Failed
+Answer = Loaded | Loading | GoldenChecked | RanOnce | Measured | Profiled | Conditions | Failed
 
 _encoder = msgspec.msgpack.Encoder()
 calls: msgspec.msgpack.Decoder[AnyCall] = msgspec.msgpack.Decoder(AnyCall)

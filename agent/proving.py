@@ -56,8 +56,11 @@ async def prove(
         on_stage(name, detail)
 
     async def checks() -> Proof:
-        enter("load", bundle.manifest.model.name)
-        async with pool.use(bundle_id, bundle, threads) as worker:
+        name = bundle.manifest.model.name
+        enter("load", name)
+        async with pool.use(
+            bundle_id, bundle, threads, on_stage=lambda stage: enter("load", f"{name}: {stage}")
+        ) as worker:
             error, mismatch = await golden(worker, bundle, enter)
             if mismatch:
                 raise CheckError(mismatch, Proof(error))

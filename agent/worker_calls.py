@@ -16,7 +16,7 @@ from agent.golden import compare
 from agent.store import StoredBundle, load_bundle
 from agent.tensors import from_bytes, spec_of, to_bytes
 from targets import base
-from targets.base import Blocked, Counting, FleetError, HostTimed, Profiling, Runner, TensorSpec
+from targets.base import Blocked, Counting, FleetError, HostTimed, Profiling, Runner, TellingDevice, TensorSpec
 from targets.cores import usable
 
 
@@ -26,9 +26,11 @@ class Worker:
         self._runner: Runner | None = None
         self._faults = Faults()
         self._measurable = False
+        self._connection: socket.socket | None = None
 
     def serve(self, connection: socket.socket) -> None:
         """Answer calls until the agent closes its end."""
+        self._connection = connection
         with connection.makefile("rb") as stream:
             while len(head := stream.read(c.LENGTH.size)) == c.LENGTH.size:
                 data = stream.read(c.LENGTH.unpack(head)[0])
@@ -61,10 +63,17 @@ class Worker:
             return c.Loaded(engine=bundle.manifest.engine, unmet=unmet)
         self._bundle = bundle
         self._faults = Faults.parse(call.faults)
-        self._runner = device.load(bundle, call.threads)
+        if isinstance(device, TellingDevice):
+            self._runner = device.load_telling(bundle, call.threads, self._tell)
+        else:
+            self._runner = device.load(bundle, call.threads)
         if self._faults.kinds:
             self._runner = FaultyRunner(self._runner, self._faults)
         return c.Loaded(engine=self._runner.engine)
+
+    def _tell(self, stage: str) -> None:
+        assert self._connection is not None
+        self._connection.sendall(c.frame(c.Loading(stage=stage[:200])))
 
     @property
     def _loaded(self) -> tuple[StoredBundle, Runner]:

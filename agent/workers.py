@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -36,6 +36,8 @@ _MOST_IDLE = 2
 
 #: Bundle, threads, and the number that tells apart two workers with the same bundle.
 Key = tuple[str, int, int]
+#: Is told of each stage of loading.
+OnStage = Callable[[str], None]
 AnswerT = TypeVar("AnswerT", bound=c.Call)
 
 
@@ -103,7 +105,7 @@ class Worker:
         except (ChildProcessError, psutil.NoSuchProcess):
             return False
 
-    async def load(self, bundle: StoredBundle, threads: int) -> str:
+    async def load(self, bundle: StoredBundle, threads: int, on_stage: OnStage | None = None) -> str:
         """Load a bundle. Returns why this device cannot run it, empty when it was loaded."""
         call = c.Load(
             target=self._config.target,
@@ -116,18 +118,20 @@ class Worker:
         seconds = self._config.start_deadline
         if isinstance(half, base.CompilingDevice):
             seconds = max(seconds, half.load_deadline)
-        loaded = await self.call(call, c.Loaded, seconds)
+        loaded = await self.call(call, c.Loaded, seconds, on_stage)
         self.engine = loaded.engine
         return loaded.unmet
 
-    async def call(self, call: c.Call, answer: type[AnswerT], deadline: float | None = None) -> AnswerT:
+    async def call(
+        self, call: c.Call, answer: type[AnswerT], deadline: float | None = None, on_stage: OnStage | None = None
+    ) -> AnswerT:
         """Raises :class:`WorkerError`; after ``worker-error`` alone the process is still usable.
 
         When this is cancelled, the worker is killed: there is no other way to stop what it is doing.
         """
         seconds = deadline or self._config.call_deadline
         watching = asyncio.ensure_future(self._watch_memory())
-        calling = asyncio.ensure_future(self._exchange(call))
+        calling = asyncio.ensure_future(self._exchange(call, on_stage))
         try:
             await asyncio.wait({watching, calling}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             if calling.done():
@@ -151,16 +155,21 @@ class Worker:
             raise await self._kill_for("worker-error", f"it answered with {type(result).__name__}")
         return result
 
-    async def _exchange(self, call: c.Call) -> c.Answer:
+    async def _exchange(self, call: c.Call, on_stage: OnStage | None) -> c.Answer:
         if self._streams is None:
             self._streams = await asyncio.open_unix_connection(sock=self._connection, limit=1 << 20)
         reader, writer = self._streams
         writer.write(c.frame(call))
         await writer.drain()
-        (length,) = c.LENGTH.unpack(await reader.readexactly(c.LENGTH.size))
-        if length > _MAX_ANSWER:
-            raise EOFError
-        return c.answers.decode(await reader.readexactly(length))
+        while True:
+            (length,) = c.LENGTH.unpack(await reader.readexactly(c.LENGTH.size))
+            if length > _MAX_ANSWER:
+                raise EOFError
+            answer = c.answers.decode(await reader.readexactly(length))
+            if not isinstance(answer, c.Loading):
+                return answer
+            if on_stage is not None:
+                on_stage(answer.stage)
 
     async def _watch_memory(self) -> str:
         """Returns when the worker's resident memory is over the limit, with words that say so."""
@@ -271,7 +280,14 @@ class WorkerPool:
         self._exclusive: bool | None = None
 
     @contextlib.asynccontextmanager
-    async def use(self, bundle_id: str, bundle: StoredBundle, threads: int, number: int = 0) -> AsyncIterator[Worker]:
+    async def use(
+        self,
+        bundle_id: str,
+        bundle: StoredBundle,
+        threads: int,
+        number: int = 0,
+        on_stage: OnStage | None = None,
+    ) -> AsyncIterator[Worker]:
         """A worker that has ``bundle`` loaded, for one user at a time; ``number`` tells apart two of the same bundle.
 
         Raises :class:`Unmet`, and :class:`WorkerError` when it cannot be loaded. A worker whose user raises is ended,
@@ -288,7 +304,7 @@ class WorkerPool:
             if worker is None:
                 await self._make_room()
                 worker = await Worker.start(f"{bundle.manifest.model.name}-{bundle_id[:8]}", self._config)
-                if unmet := await worker.load(bundle, threads):
+                if unmet := await worker.load(bundle, threads, on_stage):
                     raise Unmet(unmet)
             self._in_use += 1
             try:

@@ -31,14 +31,16 @@ BUILD_SECONDS = "FLEET_JETSON_BUILD_SECONDS"
 #: containers and of JetPack.
 CANDIDATES = (sys.executable, "/opt/venv/bin/python3", "/usr/bin/python3")
 _BUILD_SECONDS = 3600.0
-#: Importing torch from an SD card takes its time.
-_HELLO_SECONDS = 120.0
+#: Importing torch from an SD card takes its time; less than an agent waits for a first sign of life.
+_HELLO_SECONDS = 50.0
 LOAD_SECONDS = 600.0
 _CALL_SECONDS = 3600.0
 _CLOSE_SECONDS = 5.0
 #: How often somebody is told of a stage that goes on.
 _TELL_EVERY = 2.0
 _LOOKUP_SECONDS = 20.0
+#: Helpers that one load may start, one after the other: to ask, to build, to build again, to run.
+_STARTS = 4
 _SHARE = 0.85
 #: The GPU of a Jetson takes its memory from the same chips, and no process is charged for it: so much must stay free
 #: of all, or the kernel ends something of its own choice.
@@ -61,7 +63,7 @@ _HINTS = {
     "no-operators": "install torchvision beside torch on the board",
 }
 
-Stage = Callable[[str, float], None]
+Stage = Callable[[str], None]
 
 
 class BoardError(FleetError):
@@ -97,7 +99,7 @@ class BoardPython(helper_process.HelperProcess):
         if self._progress is not None and now - self._told >= _TELL_EVERY:
             # A compiler says nothing for minutes; that it is at work is known here.
             self._told = now
-            self._progress(f"{self._stage}, {now - self._stage_since:.0f} s", 0.0)
+            self._progress(f"{self._stage}, {now - self._stage_since:.0f} s")
         taken = 0
         with contextlib.suppress(psutil.Error):
             for process in (self._watched, *self._watched.children(recursive=True)):
@@ -149,7 +151,7 @@ class BoardPython(helper_process.HelperProcess):
         def enter(stage: str) -> None:
             self._stage, self._stage_since = stage, time.monotonic()
             self._told = self._stage_since
-            progress(stage, 0.0)
+            progress(stage)
 
         enter(name)
         self._progress = progress
@@ -194,6 +196,11 @@ def find(simulated: bool) -> str:
 
 def build_seconds() -> float:
     return _number(BUILD_SECONDS) or _BUILD_SECONDS
+
+
+def load_deadline() -> float:
+    """The longest that all of a load can take, each part being within its own."""
+    return build_seconds() + 2 * LOAD_SECONDS + _STARTS * (_HELLO_SECONDS + _LOOKUP_SECONDS + 2 * _CLOSE_SECONDS)
 
 
 def _has_torch(python: str) -> bool:

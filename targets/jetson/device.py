@@ -6,8 +6,6 @@ import contextlib
 import hashlib
 import os
 import platform
-import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from functools import cache as once
@@ -15,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from targets.base import FleetError, LoadedBundle, Requirements, Runner
-from targets.jetson import cache
-from targets.jetson.board_python import BoardError, BoardPython, find
+from targets.board_files import Scratch, cache_folder
+from targets.jetson import board_python, cache
+from targets.jetson.board_python import BoardError, BoardPython
 from targets.jetson.cache import EngineCache
 from targets.jetson.options import TORCH_ENGINES, resolve
 from targets.jetson.runner import TorchRunner
@@ -24,11 +23,9 @@ from targets.jetson.runner import TorchRunner
 if TYPE_CHECKING:
     from targets.bundle import Manifest
 
-Progress = Callable[[str, float], None]
+Progress = Callable[[str], None]
 
-#: Where engines are kept; below the agent's home unless this says otherwise.
-CACHE = "FLEET_JETSON_CACHE"
-#: MiB that they may take.
+#: MiB that engines may take.
 CACHE_SIZE = "FLEET_JETSON_CACHE_MB"
 _CACHE_SIZE = 4096
 #: What a simulated board cannot have.
@@ -38,16 +35,20 @@ _NO_FAULT_OF_FILES = ("no-memory", "helper-memory", "no-operators")
 
 
 class JetsonDevice:
-    """A :class:`targets.base.DeviceHalf` and :class:`targets.base.TellingDevice`.
+    """A :class:`targets.base.DeviceHalf`, `targets.base.CompilingDevice` and `targets.base.TellingDevice`.
 
     A simulated one is this machine with this Python's torch: on its GPU if it has one, else on the processor.
     """
 
     def __init__(self, simulated: bool = False) -> None:
         self._simulated = simulated
-        self._folder: Path | None = None
+        self._scratch: Scratch | None = None
         #: Started to find out whether it can run a bundle; the next load takes it.
         self._asked: tuple[BoardPython, str, dict[str, str]] | None = None
+
+    @property
+    def load_deadline(self) -> float:
+        return board_python.load_deadline()
 
     def unmet(self, requirements: Requirements) -> str:
         engine = requirements.accelerator
@@ -70,7 +71,7 @@ class JetsonDevice:
         return ""
 
     def load(self, bundle: LoadedBundle, threads: int) -> Runner:
-        return self.load_telling(bundle, threads, lambda _stage, _share: None)
+        return self.load_telling(bundle, threads, lambda _stage: None)
 
     def load_telling(self, bundle: LoadedBundle, threads: int, progress: Progress) -> Runner:
         manifest: Manifest = bundle.manifest
@@ -126,7 +127,7 @@ class JetsonDevice:
     ) -> dict[str, str]:
         """Have ``_running`` load what was built before, or what is built now; what was said of it."""
         engine = manifest.requirements.accelerator
-        place = EngineCache(_cache_root(), _cache_size())
+        place = EngineCache(cache_folder("jetson") / "engines", _cache_size())
         here = {**{name: value for name, value in found.items() if name != "lacking"}, **_system()}
         if engine == "torch-tensorrt":
             order["settings"]["timing_cache"] = str(place.timing(cache.key(here)))
@@ -161,11 +162,9 @@ class JetsonDevice:
 
     def _start(self, engine: str) -> tuple[BoardPython, dict[str, str]]:
         """A new helper, and what it found here. Raises :class:`BoardError`."""
-        if self._folder is None:
-            root = _cache_root()
-            root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._folder = Path(tempfile.mkdtemp(prefix=f".tmp-{os.getpid()}-", dir=root))
-        helper = BoardPython(find(self._simulated), self._folder)
+        if self._scratch is None:
+            self._scratch = Scratch("jetson")
+        helper = BoardPython(board_python.find(self._simulated), self._scratch.path)
         try:
             return helper, helper.hello(engine)
         except BaseException:
@@ -188,9 +187,9 @@ class JetsonDevice:
         return found["lacking"]
 
     def _remove_scratch(self) -> None:
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
+        if self._scratch is not None:
+            self._scratch.close()
+            self._scratch = None
 
 
 def _order(bundle: LoadedBundle, threads: int) -> dict[str, Any]:
@@ -264,14 +263,6 @@ def _conditions(manifest: Manifest, simulated: bool, found: dict[str, str]) -> d
         **{name: found.get(name, "") for name in ("torch", "torch_tensorrt", "tensorrt", "cuda", "cudnn")},
     }
     return {name: value for name, value in known.items() if value}
-
-
-def _cache_root() -> Path:
-    if named := os.environ.get(CACHE, ""):
-        return Path(named)
-    if home := os.environ.get("FLEET_AGENT_HOME", ""):
-        return Path(home) / "engines"
-    return Path(os.environ.get("XDG_CACHE_HOME", "") or Path.home() / ".cache") / "fleet" / "engines"
 
 
 def _cache_size() -> int:

@@ -125,6 +125,7 @@ class Helper:
             raise engines.Refused("bad-request", "the first request must be 'hello'")
         settings = engines.Settings(**order["settings"])
         engine = engines.find(settings.engine)
+        program = _program(order["program"])
         if order["threads"]:
             torch.set_num_threads(order["threads"])
         torch.backends.cuda.matmul.allow_tf32 = settings.tf32
@@ -135,23 +136,17 @@ class Helper:
         return engine, engines.Work(
             settings=settings,
             device=self._device,
-            module=lambda: self._module(order, halves),
+            module=lambda: self._module(program, order, halves),
             examples=examples,
             open_inputs=tuple(order["open_inputs"]),
             folder=order["folder"],
             tell=self._tell,
         )
 
-    def _module(self, order: dict[str, Any], halves: bool) -> Any:
+    def _module(self, program: dict[str, Any], order: dict[str, Any], halves: bool) -> Any:
         from targets.jetson import engines, rebuild
 
         self._tell("read")
-        program = rebuild.read(order["program"])
-        if rebuild.detects(program):
-            _register_detection()
-        if order["settings"]["precision"] == "int8":
-            # Registers the operators that quantise.
-            _import("torch.ao.quantization.fx._decomposed")
         weights = [_tensor(path, spec) for path, spec in zip(order["weights"], program["weights"])]
         try:
             module = rebuild.build(program, weights, self._device, order["settings"]["precision"] == "autocast")
@@ -244,6 +239,22 @@ class Helper:
         if self._call is None:
             raise Refused("bad-request", "no program is loaded")
         return self._order
+
+
+def _program(path: str) -> dict[str, Any]:
+    """The program in a file, its operators being known to torch: whatever was made of it names them as well."""
+    from targets.jetson import rebuild
+    from targets.jetson.engines import Refused
+
+    try:
+        program = rebuild.read(path)
+    except (rebuild.ProgramError, ValueError) as error:
+        raise Refused("bad-program", str(error)) from None
+    if rebuild.uses(program, "torch.ops.fleet."):
+        _register_detection()
+    if rebuild.uses(program, "torch.ops.quantized_decomposed."):
+        _import("torch.ao.quantization.fx._decomposed")
+    return program
 
 
 def _register_detection() -> None:

@@ -44,9 +44,9 @@ def read(path: str) -> dict[str, Any]:
     return program
 
 
-def detects(program: dict[str, Any]) -> bool:
-    """Whether it uses the operators of `targets.detection`."""
-    return any(node["target"].startswith("torch.ops.fleet.") for node in program["nodes"])
+def uses(program: dict[str, Any], prefix: str) -> bool:
+    """Whether it has an operator whose name begins so."""
+    return any(node["target"].startswith(prefix) for node in program["nodes"])
 
 
 def build(program: dict[str, Any], weights: list[Any], device: Any, widen: bool = False) -> torch.fx.GraphModule:

@@ -72,7 +72,8 @@ class TorchRunner:
             raise BoardError(f"the board's Python gave {len(taken)} times for {queries} queries", code="bad-samples")
         if len(taken) > queries:
             self._gpu_ms = float(np.median(taken[queries:])) * 1e3
-        return taken[:queries].copy()
+        latencies: npt.NDArray[np.float64] = taken[:queries].copy()
+        return latencies
 
     def measure_on_host(self, queries: int) -> npt.NDArray[np.float64]:
         return self.measure(queries)
@@ -100,4 +101,5 @@ def _dtype(name: str) -> np.dtype[Any]:
     except TypeError:
         import ml_dtypes
 
-        return np.dtype(getattr(ml_dtypes, name))
+        extended: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+        return extended

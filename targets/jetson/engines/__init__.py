@@ -11,7 +11,10 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+#: Operators that a network's time goes into, as a dispatcher calls them.
+_PRODUCTS = frozenset({"convolution", "_convolution", "cudnn_convolution", "mkldnn_convolution", "mm", "addmm", "bmm"})
 #: Module of each engine. `tvm` is none of them: its code is built on the host.
 MODULES = {"eager": "eager", "torchscript": "torchscript", "inductor": "inductor", "torch-tensorrt": "trt"}
 
@@ -115,6 +118,33 @@ def weight_dtypes(module: Any) -> str:
     if len(ranked) < 2:
         return ranked[0][0] if ranked else ""
     return ", ".join(f"{name} {count * 100 / total:.3g}%" for name, count in ranked)
+
+
+class _Products(TorchDispatchMode):  # type: ignore[misc]
+    """Counts the types that convolutions and matrix products are computed in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: dict[str, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.__name__.split(".")[0] in _PRODUCTS:
+            name = dtype_name(args[-2 if func.__name__.startswith("addmm") else 0].dtype)
+            self.counts[name] = self.counts.get(name, 0) + 1
+        return result
+
+
+def layer_dtypes(call: Callable[..., Any], inputs: tuple[Any, ...]) -> str:
+    """In which types the convolutions and products of a call are computed: ``bfloat16 ×21, float32 ×1``."""
+    with torch.no_grad(), _Products() as seen:
+        call(*inputs)
+    return counted(seen.counts)
+
+
+def counted(counts: dict[str, int]) -> str:
+    """``float16 ×53, float32 ×2``, most first."""
+    return ", ".join(f"{name} ×{count}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
 
 
 def dtype_name(dtype: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from targets.jetson.engines import Work, weight_dtypes, wrapped
+from targets.jetson.engines import Work, layer_dtypes, weight_dtypes, wrapped
 
 
 def available() -> str:
@@ -23,4 +23,4 @@ def build(work: Work) -> dict[str, str]:
 
 def load(work: Work) -> tuple[Any, dict[str, str]]:
     module = wrapped(work)
-    return module, {"weight_dtype": weight_dtypes(module)}
+    return module, {"weight_dtype": weight_dtypes(module), "layer_dtypes": layer_dtypes(module, work.examples)}

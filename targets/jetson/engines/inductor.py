@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from targets.jetson.engines import Refused, Work, exported, weight_dtypes, wrapped
+from targets.jetson.engines import Refused, Work, exported, layer_dtypes, weight_dtypes, wrapped
 
 _FILE = "program.pt2"
 
@@ -37,7 +37,8 @@ def build(work: Work) -> dict[str, str]:
         torch._inductor.aoti_compile_and_package(program, package_path=path)
     except TypeError as error:
         raise Refused("too-old", f"the compiler of torch {torch.__version__} takes other arguments: {error}") from error
-    return {"weight_dtype": weight_dtypes(module)}
+    # Inductor keeps the types of the program that it is given.
+    return {"weight_dtype": weight_dtypes(module), "layer_dtypes": layer_dtypes(program.module(), work.examples)}
 
 
 def load(work: Work) -> tuple[Any, dict[str, str]]:

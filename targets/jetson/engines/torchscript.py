@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from targets.jetson.engines import Work, weight_dtypes, wrapped
+from targets.jetson.engines import Work, layer_dtypes, weight_dtypes, wrapped
 
 _FILE = "module.ts"
 
@@ -30,7 +30,7 @@ def build(work: Work) -> dict[str, str]:
         traced = torch.jit.trace(module, work.examples, check_trace=False)
         frozen = torch.jit.freeze(traced.eval())
     torch.jit.save(frozen, str(Path(work.folder, _FILE)))
-    return {"weight_dtype": dtypes}
+    return {"weight_dtype": dtypes, "layer_dtypes": layer_dtypes(frozen, work.examples)}
 
 
 def load(work: Work) -> tuple[Any, dict[str, str]]:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from targets.jetson import dialects
-from targets.jetson.engines import Refused, Work, exported, weight_dtypes
+from targets.jetson.engines import Refused, Work, counted, exported, weight_dtypes
 
 _FILE = "engines.ep"
 #: Layers of a block that is worth an engine of its own.
@@ -32,14 +32,12 @@ _TYPES = (
 
 
 def available() -> str:
-    """Why this engine is not there; empty when it is. Importing torch_tensorrt may print and raise anything."""
+    """Why this engine is not there; empty when it is. Importing torch_tensorrt raises anything, also without a GPU."""
     try:
         dialects.choose(_library().__version__)
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return f"torch_tensorrt cannot be used: {lines[0][:400] if lines else type(error).__name__}"
-    if not torch.cuda.is_available():
-        return "torch finds no GPU that it can use"
     return ""
 
 
@@ -106,7 +104,7 @@ def build(work: Work) -> dict[str, str]:
     save = _checked(library.save, dialect.callables["save"], "save")
     # The engines are put into the graph as they are: tracing anew needs the memory of a second network.
     path = str(Path(work.folder, _FILE))
-    save(compiled, path, output_format="exported_program", retrace=False, pickle_protocol=4)
+    save(compiled, path, output_format="exported_program", retrace=False)
     return {**found, "weight_dtype": weight_dtypes(module), "typing": dialect.name}
 
 
@@ -143,8 +141,7 @@ def layer_dtypes(engines: list[Any]) -> str:
                 name = next((name for name, pattern in _TYPES if pattern.search(words)), "")
                 if name:
                     counts[name] = counts.get(name, 0) + 1
-    ranked = sorted(counts.items(), key=lambda item: -item[1])
-    return ", ".join(f"{name} ×{count}" for name, count in ranked)
+    return counted(counts)
 
 
 def _input(library: Any, dialect: dialects.Dialect, work: Work, index: int) -> Any:
