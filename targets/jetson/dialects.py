@@ -51,12 +51,13 @@ _COMPILE = frozenset(
     }
 )
 _INPUT = frozenset({"min_shape", "opt_shape", "max_shape", "shape", "dtype", "name"})
-_SAVE = frozenset({"output_format", "retrace", "pickle_protocol"})
+#: Not ``pickle_protocol``: torch reads files of another one than the default by running what they say.
+_SAVE = frozenset({"output_format", "retrace"})
 _MODULE = frozenset({"get_layer_info"})
 
 WEAK = Dialect(
     name="weak typing",
-    # Older ones save with a pickle protocol that has no room for a large network.
+    # What JetPack 6 has; older ones lack some of these names.
     first=(2, 8),
     last=(2, 9),
     strong=False,

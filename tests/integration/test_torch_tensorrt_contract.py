@@ -188,7 +188,9 @@ def test_saving_and_loading(release: Release) -> None:
     assert dialect.callables["save"] <= wheel.reads(wheel.function("save"))
     source = ast.unparse(wheel.function("save"))
     assert "'exported_program'" in source and re.search(r"if retrace|not retrace", source)
-    assert "torch.export.save" in source and "pickle_protocol=pickle_protocol" in source
+    assert "torch.export.save" in source
+    # What torch can read without running it.
+    assert save["pickle_protocol"].default == "2"
     load = wheel.function("load")
     assert wheel.parameters(load)[0].name == "file_path"
     assert "torch.export.load" in ast.unparse(load)
