@@ -1,6 +1,7 @@
 """Simulated boards: real agents on this machine, each in a folder of its own below ``HOME/sim``.
 
 ``board.json`` in that folder is the registry's entry; ``agent.json`` beside it is the agent's own and tells its ports.
+Boards of a target that is reached over SSH have an SSH server each, and are devices that nothing else reaches.
 """
 
 from __future__ import annotations
@@ -12,26 +13,25 @@ import json
 import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import msgspec
 
+from controller import sim_process, sim_ssh
 from controller.home import Home
 from controller.inventory import Device
-from targets.base import FleetError
+from controller.sim_process import Process
+from targets.base import FleetError, HardwareTarget, Link, LinkedTarget, PreparedTarget, Target, find
 from targets.keys import Keys
 from targets.waiting import within
 
 #: Seconds that an agent may take from its start until it can be reached; sixteen at once on two cores need ten.
 _START_DEADLINE = 60.0
-#: Seconds between one way to end an agent and the next, harsher one.
-_END_PATIENCE = 5.0
 #: What an agent exits with when it was called wrongly.
 _USAGE_STATUS = 2
 _LOG = "output.log"
@@ -46,6 +46,8 @@ class SimBoard(msgspec.Struct, kw_only=True):
     pid: int
     port: int = 0
     rpc_port: int = 0
+    #: Of a board that is reached over SSH: ``user@host:port``.
+    ssh: str = ""
     faults: list[str] = []
     tracker: str = ""
     log: str = ""
@@ -53,7 +55,7 @@ class SimBoard(msgspec.Struct, kw_only=True):
 
 
 class _Entry(msgspec.Struct, kw_only=True):
-    """What ``board.json`` holds. ``created`` is the process's start time: a pid alone may have been given anew."""
+    """What ``board.json`` holds. ``pid`` and ``created`` are of the agent that was started last, as far as is known."""
 
     name: str
     target: str
@@ -61,10 +63,22 @@ class _Entry(msgspec.Struct, kw_only=True):
     tracker: str = ""
     pid: int = 0
     created: float = 0.0
+    link: Link | Literal[""] = ""
+    #: Variables that its agent needs beside a login's own.
+    environment: dict[str, str] = {}
+    server: sim_ssh.Server | None = None
 
+    @property
+    def agent(self) -> Process:
+        return Process(pid=self.pid, created=self.created)
 
-#: Agents that this very process started: without this they would stay behind as zombies when they end.
-_children: dict[int, subprocess.Popen[bytes]] = {}
+    @property
+    def alive(self) -> bool:
+        return self.agent.alive and (self.server is None or self.server.process.alive)
+
+    @property
+    def over_ssh(self) -> bool:
+        return "ssh" in self.link
 
 
 def up(
@@ -79,21 +93,22 @@ def up(
 
     What runs already is left alone, what died is started again with its store, what is missing is added under the next
     free name. Raises FleetError ``sim-failed`` with the end of the log when an agent does not start, ``usage`` when it
-    refused what it was told, such as a fault that there is not.
+    refused what it was told, such as a fault that there is not, and ``no-sshd`` when its boards need an SSH server.
     """
-    from targets.base import HardwareTarget, find
-
     kind = find(target)
     if isinstance(kind, HardwareTarget) and (lacking := kind.lacking()):
         raise FleetError(
             f"nothing simulates boards of target '{target}', and here is none: {lacking}", code="sim-failed"
         )
+    link = kind.link if isinstance(kind, LinkedTarget) else ""
+    if "ssh" in link:
+        sim_ssh.program()
     at = f"{tracker[0]}:{tracker[1]}" if tracker else ""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,40}", prefix):
         raise FleetError(f"boards may not be named '{prefix}-1'", code="usage")
     keys = Keys(home.keys)
     with _locked(home):
-        entries = _entries(home)
+        entries = _known(home)
         alike = [
             e
             for e in entries
@@ -102,15 +117,21 @@ def up(
         taken = {e.name for e in entries}
         names = (name for n in range(1, 10_000) if (name := f"{prefix}-{n}") not in taken)
         added = [
-            _Entry(name=next(names), target=target, faults=list(faults), tracker=at) for _ in range(count - len(alike))
+            _Entry(name=next(names), target=target, faults=list(faults), tracker=at, link=link)
+            for _ in range(count - len(alike))
         ]
         wanted = (alike + added)[:count]
-        starting = [entry for entry in wanted if not _alive(entry)]
+        for entry in wanted:
+            if entry.over_ssh and not (entry.server and entry.server.process.alive):
+                port = entry.server.port if entry.server else 0
+                entry.server = sim_ssh.start(home.sim / entry.name / "ssh", port)
+                _save(home, entry)
+        starting = [entry for entry in wanted if not entry.agent.alive]
         for entry in starting:
-            _start(home, keys, entry)
+            _start(home, keys, entry, kind)
         failures = _await(home, starting)
         for failure in failures:
-            _kill(failure.entry)
+            _end([failure.entry])
             if failure.entry in added:
                 shutil.rmtree(home.sim / failure.entry.name, ignore_errors=True)
         if failures:
@@ -127,7 +148,7 @@ def down(home: Home, names: Sequence[str] = ()) -> list[str]:
     Raises FleetError ``unknown-device``.
     """
     with _locked(home):
-        entries = _entries(home)
+        entries = _known(home)
         known = [entry.name for entry in entries]
         for name in names:
             if name not in known:
@@ -137,13 +158,10 @@ def down(home: Home, names: Sequence[str] = ()) -> list[str]:
                     f"there is no simulated board '{name}'", code="unknown-device", hint=suggest(name, known)
                 )
         chosen = [entry for entry in entries if not names or entry.name in names]
-        running = [entry for entry in chosen if _alive(entry)]
+        running = [entry for entry in chosen if entry.agent.alive]
         asyncio.run(_ask_to_end(home, running))
-        for entry in _await_end(running):
-            _signal(entry, signal.SIGTERM)
-        for entry in _await_end(running):
-            _signal(entry, signal.SIGKILL)
-        for entry in _await_end(running):
+        sim_process.left_after([entry.agent for entry in running])
+        for entry in _end(chosen):
             raise FleetError(
                 f"the simulated board '{entry.name}' (process {entry.pid}) does not end", code="sim-failed"
             )
@@ -154,28 +172,46 @@ def down(home: Home, names: Sequence[str] = ()) -> list[str]:
 
 def status(home: Home) -> list[SimBoard]:
     """All simulated boards of this machine."""
-    return [_board(home, entry) for entry in _entries(home)]
+    return [_board(home, entry) for entry in _known(home)]
 
 
 def devices(home: Home) -> list[Device]:
     """The boards as devices. Quick, and without looking whether they run."""
-    found = []
-    for entry in _entries(home):
-        info = _agent_info(home, entry)
-        found.append(
-            Device(
-                name=entry.name,
-                target=entry.target,
-                address=f"tcp://127.0.0.1:{info['port']}" if info else "",
-                key=str(info.get("public", "")),
-                rpc=f"127.0.0.1:{info['rpc_port']}" if info.get("rpc_port") else "",
-                # All of them compete for this machine's cores.
-                host="127.0.0.1",
-                simulated=True,
-                folder=str(home.sim / entry.name),
-            )
-        )
-    return found
+    return [_over_ssh(home, entry) if entry.server else _local(home, entry) for entry in _entries(home)]
+
+
+def _local(home: Home, entry: _Entry) -> Device:
+    """A board as a device of this machine."""
+    info = _agent_info(home, entry)
+    return Device(
+        name=entry.name,
+        target=entry.target,
+        address=f"tcp://127.0.0.1:{info['port']}" if info else "",
+        key=str(info.get("public", "")),
+        rpc=f"127.0.0.1:{info['rpc_port']}" if info.get("rpc_port") else "",
+        # All of them compete for this machine's cores.
+        host="127.0.0.1",
+        simulated=True,
+        folder=str(home.sim / entry.name),
+    )
+
+
+def _over_ssh(home: Home, entry: _Entry) -> Device:
+    """A board as a device that only its SSH server leads to, which tells all else."""
+    folder = home.sim / entry.name
+    environment = [f"{name}={value}" for name, value in sorted(entry.environment.items())]
+    # It is written down together with its server.
+    assert entry.server is not None
+    return Device(
+        name=entry.name,
+        target=entry.target,
+        host="127.0.0.1",
+        simulated=True,
+        link=entry.link,
+        agent_home=str(folder),
+        agent_command=("env", *environment, *_command(folder, entry)),
+        **sim_ssh.fields(folder / "ssh", entry.server),
+    )
 
 
 # --- The registry -------------------------------------------------------------------------------
@@ -198,6 +234,25 @@ def _entries(home: Home) -> list[_Entry]:
     return sorted(found, key=lambda entry: (entry.name.rpartition("-")[0], _number(entry.name), entry.name))
 
 
+def _known(home: Home) -> list[_Entry]:
+    """As `_entries`, with the agents that run now: one that has died is started again over SSH, by whoever needs it."""
+    entries = _entries(home)
+    for entry in entries:
+        pid = _agent_info(home, entry).get("pid")
+        if isinstance(pid, int) and pid != entry.pid and not entry.agent.alive:
+            process = sim_process.find(pid, ["agent.main", str(home.sim / entry.name)])
+            if process.alive:
+                entry.pid, entry.created = process.pid, process.created
+    return entries
+
+
+def _save(home: Home, entry: _Entry) -> None:
+    folder = home.sim / entry.name
+    temporary = folder / ".board.json"
+    temporary.write_bytes(msgspec.json.encode(entry))
+    temporary.replace(folder / "board.json")
+
+
 def _number(name: str) -> int:
     digits = name.rpartition("-")[2]
     return int(digits) if digits.isdecimal() else 0
@@ -213,7 +268,7 @@ def _agent_info(home: Home, entry: _Entry) -> dict[str, object]:
 
 
 def _board(home: Home, entry: _Entry) -> SimBoard:
-    alive = _alive(entry)
+    alive = entry.alive
     info = _agent_info(home, entry) if alive else {}
     port, rpc_port = info.get("port"), info.get("rpc_port")
     return SimBoard(
@@ -223,6 +278,7 @@ def _board(home: Home, entry: _Entry) -> SimBoard:
         pid=entry.pid,
         port=port if isinstance(port, int) else 0,
         rpc_port=rpc_port if isinstance(rpc_port, int) else 0,
+        ssh=sim_ssh.fields(home.sim / entry.name / "ssh", entry.server)["ssh"] if entry.server else "",
         faults=entry.faults,
         tracker=entry.tracker,
         log=str(home.sim / entry.name / _LOG),
@@ -232,26 +288,28 @@ def _board(home: Home, entry: _Entry) -> SimBoard:
 # --- Processes ----------------------------------------------------------------------------------
 
 
-def _start(home: Home, keys: Keys, entry: _Entry) -> None:
+def _start(home: Home, keys: Keys, entry: _Entry, kind: Target) -> None:
     folder = home.sim / entry.name
-    for kind, key in (("authorized", keys.curve_public.decode()), ("trusted", keys.signing_public)):
-        (folder / kind).mkdir(mode=0o700, parents=True, exist_ok=True)
-        (folder / kind / "controller.pub").write_text(key + "\n")
+    for what, key in (("authorized", keys.curve_public.decode()), ("trusted", keys.signing_public)):
+        (folder / what).mkdir(mode=0o700, parents=True, exist_ok=True)
+        (folder / what / "controller.pub").write_text(key + "\n")
+    if isinstance(kind, PreparedTarget):
+        entry.environment = kind.prepare(folder)
+    if "PYTHONPATH" in os.environ:
+        # Targets that are not installed are found by it, over SSH too.
+        entry.environment = {"PYTHONPATH": os.environ["PYTHONPATH"], **entry.environment}
     # Left behind by an agent that was killed.
     (folder / "agent.json").unlink(missing_ok=True)
+    process = sim_process.start(_command(folder, entry), folder / _LOG, entry.environment)
+    entry.pid, entry.created = process.pid, process.created
+    _save(home, entry)
+
+
+def _command(folder: Path, entry: _Entry) -> list[str]:
     command = [sys.executable, "-m", "agent.main", "run", "--home", str(folder), "--name", entry.name]
     command += ["--target", entry.target, "--simulated"]
     command += ["--tracker", entry.tracker] if entry.tracker else []
-    command += [word for fault in entry.faults for word in ("--fault", fault)]
-    with (folder / _LOG).open("wb") as log:
-        child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", start_new_session=True
-        )
-    _children[child.pid] = child
-    entry.pid, entry.created = child.pid, _created(child.pid)
-    temporary = folder / ".board.json"
-    temporary.write_bytes(msgspec.json.encode(entry))
-    temporary.replace(folder / "board.json")
+    return command + [word for fault in entry.faults for word in ("--fault", fault)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,50 +325,24 @@ def _await(home: Home, starting: Sequence[_Entry]) -> list[_Failure]:
     """Wait until every agent is ready; those that are not."""
     deadline = time.monotonic() + _START_DEADLINE
     waiting, failures = list(starting), []
-    children = {entry.pid: _children[entry.pid] for entry in starting}
     while waiting:
         for entry in list(waiting):
             if _agent_info(home, entry).get("pid") == entry.pid:
                 waiting.remove(entry)
-            elif not _alive(entry):
+            elif not entry.agent.alive:
                 waiting.remove(entry)
-                refused = children[entry.pid].poll() == _USAGE_STATUS
-                failures.append(_Failure(entry, _tail(home, entry) or "it ended without a word", refused))
+                refused = entry.agent.status == _USAGE_STATUS
+                failures.append(_Failure(entry, _words(home, entry) or "it ended without a word", refused))
             elif time.monotonic() > deadline:
                 waiting.remove(entry)
-                why = f"it was not ready after {_START_DEADLINE:.0f} s\n{_tail(home, entry)}"
+                why = f"it was not ready after {_START_DEADLINE:.0f} s\n{_words(home, entry)}"
                 failures.append(_Failure(entry, why))
         time.sleep(0.02)
     return failures
 
 
-def _tail(home: Home, entry: _Entry, lines: int = 15) -> str:
-    with contextlib.suppress(OSError):
-        text = (home.sim / entry.name / _LOG).read_text(errors="replace")
-        return "\n".join(text.strip().splitlines()[-lines:])
-    return ""
-
-
-def _created(pid: int) -> float:
-    """When a process was started; 0 when there is none, or one that has ended and was not waited for."""
-    import psutil
-
-    child = _children.get(pid)
-    if child is not None and child.poll() is not None:
-        del _children[pid]
-    try:
-        process = psutil.Process(pid)
-        # Its parent may never ask for the end of one that it left behind. Ours, until we have its end, still has
-        # threads that hold its port.
-        ended = child is None and process.status() == psutil.STATUS_ZOMBIE
-        return 0.0 if ended else float(process.create_time())
-    except psutil.Error:
-        return 0.0
-
-
-def _alive(entry: _Entry) -> bool:
-    # The start time is derived from the boot time, which may be off by a tick between two readings.
-    return entry.pid > 0 and entry.created > 0 and abs(_created(entry.pid) - entry.created) < 1.0
+def _words(home: Home, entry: _Entry) -> str:
+    return sim_process.tail(home.sim / entry.name / _LOG)
 
 
 async def _ask_to_end(home: Home, entries: Sequence[_Entry]) -> None:
@@ -319,10 +351,9 @@ async def _ask_to_end(home: Home, entries: Sequence[_Entry]) -> None:
     from controller.carriers import connect
 
     keys = Keys(home.keys)
-    boards = {device.name: device for device in devices(home)}
 
     async def ask(entry: _Entry) -> None:
-        connection, _ = await connect(boards[entry.name], keys, client="fleet sim down")
+        connection, _ = await connect(_local(home, entry), keys, client="fleet sim down")
         try:
             await connection.request(Shutdown(), Done)
         finally:
@@ -330,25 +361,15 @@ async def _ask_to_end(home: Home, entries: Sequence[_Entry]) -> None:
 
     async def in_time(entry: _Entry) -> None:
         with contextlib.suppress(FleetError, asyncio.TimeoutError):
-            await within(_END_PATIENCE, ask(entry))
+            await within(sim_process.END_PATIENCE, ask(entry))
 
     await asyncio.gather(*(in_time(entry) for entry in entries))
 
 
-def _await_end(entries: Sequence[_Entry]) -> list[_Entry]:
-    """Those that are still there after a while."""
-    deadline = time.monotonic() + _END_PATIENCE
-    while (left := [entry for entry in entries if _alive(entry)]) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return left
-
-
-def _signal(entry: _Entry, number: signal.Signals) -> None:
-    if _alive(entry):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(entry.pid, number)
-
-
-def _kill(entry: _Entry) -> None:
-    _signal(entry, signal.SIGKILL)
-    _await_end([entry])
+def _end(entries: Sequence[_Entry]) -> list[_Entry]:
+    """End what runs of these boards; those whose agent is still there."""
+    for entry in entries:
+        if entry.server is not None:
+            sim_ssh.end(entry.server)
+    sim_process.end([entry.agent for entry in entries])
+    return [entry for entry in entries if entry.agent.alive]

@@ -36,13 +36,18 @@ def register(app: typer.Typer) -> None:
     @command(sim, "up")
     def up(
         session: Session,
-        count: Annotated[int, typer.Option("--count", "-n", min=1, max=256, help="How many there shall be.")] = 1,
+        count: Annotated[
+            int, typer.Option("--count", "-n", min=1, max=256, help="How many there shall be of each kind.")
+        ] = 1,
         target: Annotated[
-            str,
+            list[str] | None,
             typer.Option(
-                "--target", metavar="T", help="Kind of board they stand for.", autocompletion=complete.targets
+                "--target",
+                metavar="T",
+                help="Kind of board they stand for (repeatable; x86 if left out).",
+                autocompletion=complete.targets,
             ),
-        ] = "x86",
+        ] = None,
         fault: Annotated[
             list[str] | None,
             typer.Option("--fault", metavar="KIND", help="A fault they have (repeatable), such as slow:1.5."),
@@ -55,7 +60,9 @@ def register(app: typer.Typer) -> None:
         from controller import sim as boards
         from controller.home import Home
 
-        started = boards.up(Home.find(), count, target=target, faults=fault or (), tracker=_endpoint(tracker))
+        at, started = _endpoint(tracker), []
+        for kind in dict.fromkeys(target or ["x86"]):
+            started += boards.up(Home.find(), count, target=kind, faults=fault or (), tracker=at)
         _answer(session, started)
         return exits.GOOD
 
@@ -103,9 +110,19 @@ def _parts(found: Sequence[SimBoard]) -> list[RenderableType]:
 
     if not found:
         return ["there are no simulated boards; `fleet sim up --count 4` starts some"]
-    columns = ["device", "target", "state", "process", "port", "rpc port", "faults", "tracker"]
+    columns = ["device", "target", "state", "process", "port", "rpc port", "ssh", "faults", "tracker"]
     rows: list[list[Cell]] = [
-        [b.name, b.target, word(b.state), str(b.pid), str(b.port), str(b.rpc_port), " ".join(b.faults), b.tracker]
+        [
+            b.name,
+            b.target,
+            word(b.state),
+            str(b.pid),
+            str(b.port),
+            str(b.rpc_port),
+            b.ssh,
+            " ".join(b.faults),
+            b.tracker,
+        ]
         for b in found
     ]
     return [table(columns, rows, right=("process", "port", "rpc port"))]
