@@ -102,6 +102,7 @@ class AscendRunner:
     def __init__(self, bundle: LoadedBundle) -> None:
         # NumPy is for the worker alone; the agent asks this module for telemetry.
         from targets.ascend.om_cache import OmCache
+        from targets.ascend.sim.om import refuse_simulated
 
         self._manifest = bundle.manifest
         self._plan: Plan = decode(bundle.path(ENTRY).read_bytes())
@@ -124,6 +125,7 @@ class AscendRunner:
                 self._scratch.path,
                 lambda line: print(f"atc: {line}", flush=True),
             )
+            refuse_simulated(self._model, self._toolkit.version)
             how = "from the cache" if cached else f"in {time.monotonic() - begin:.0f} s"
             print(f"compiled for {self._soc} {how}: {self._model.name}", flush=True)
         except BaseException:

@@ -124,11 +124,12 @@ def test_a_simulated_model_is_refused_by_name(tmp_path: Path) -> None:
     model = made(tmp_path)
     assert om.is_simulated(model)
     with pytest.raises(FleetError, match=r"net\.om was made by the simulated atc") as error:
-        om.refuse_simulated(model)
+        om.refuse_simulated(model, "8.0.RC1")
     assert error.value.code == "simulated-om"
     real = tmp_path / "real.om"
     real.write_bytes(om.REAL_MAGIC + bytes(1000))
-    om.refuse_simulated(real)
+    om.refuse_simulated(real, "8.0.RC1")
+    om.refuse_simulated(model, "8.0.RC1+simulated")
     with pytest.raises(FleetError, match="a real offline model"):
         om.read(real)
 

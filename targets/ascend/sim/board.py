@@ -31,7 +31,7 @@ class Chip(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """One chip of a card. What is left out is that of an idle chip of its kind.
 
     ``bus`` is the PCI address (``0000:01:00.0``, or ``NA``); ``memory`` and ``hbm`` are megabytes used and in all,
-    ``hugepages`` pages used and in all; ``readings`` overrides a printed value of ``npu-smi info -t …`` by its printed name.
+    ``hugepages`` pages used and in all; ``readings`` overrides a value of ``npu-smi info -t …`` by its printed name.
     """
 
     bus: Annotated[str, msgspec.Meta(pattern=r"^(NA|[0-9A-F]{4}:[0-9A-F]{2}:[0-9A-F]{2}\.[0-9A-F])$")] | None = None

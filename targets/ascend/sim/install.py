@@ -10,6 +10,7 @@ from pathlib import Path
 
 from targets.ascend.sim import board as boards
 from targets.ascend.sim.board import Board
+from targets.ascend.sim.om import SIMULATED_VERSION
 
 #: A JSON file that describes the boards to install; without it they are boards with one 310P3.
 BOARD_VARIABLE = "FLEET_SIM_ASCEND_BOARD"
@@ -97,7 +98,7 @@ def _tools(prefix: Path, toolkit: Path) -> None:
 def _facts(prefix: Path, toolkit: Path, board: Board) -> None:
     latest = toolkit / "latest"
     # What reads the version to name a result or to key a cache must not take this for the real release.
-    version = f"{board.cann}+simulated"
+    version = f"{board.cann}{SIMULATED_VERSION}"
     _write(toolkit / "set_env.sh", _SET_ENV.format(toolkit=shlex.quote(str(latest))))
     _write(latest / "version.cfg", f"version={version}\n")
     architecture = f"{platform.machine()}-linux"

@@ -19,6 +19,8 @@ from targets.base import FleetError
 
 MAGIC = b"FLEET-SIM-OM\x00\r\n\x01"
 REAL_MAGIC = b"IMOD"
+#: Behind the version of a toolkit that is simulated.
+SIMULATED_VERSION = "+simulated"
 MAX_HEADER = 1 << 20
 #: An ONNX file is a protocol buffer, which ends here.
 MAX_NETWORK = (2 << 30) - 1
@@ -103,13 +105,13 @@ def is_simulated(path: Path) -> bool:
         return False
 
 
-def refuse_simulated(path: Path) -> None:
-    """For whoever is about to give a model to a real NPU.
+def refuse_simulated(path: Path, toolkit: str) -> None:
+    """For whoever is about to run a model with the ``toolkit`` of this version: a real one must get a real model.
 
     Raises:
         FleetError: code ``simulated-om``.
     """
-    if is_simulated(path):
+    if not toolkit.endswith(SIMULATED_VERSION) and is_simulated(path):
         raise FleetError(
             f"{path.name} was made by the simulated atc: an NPU cannot run it",
             code="simulated-om",
