@@ -197,7 +197,7 @@ def _readable(text: str, flag: str, style: Style) -> Path:
 
 def _output(text: str) -> Path:
     if len(text) > MAX_PATH:
-        raise AtcError("E10014", f"{text[:64]}...", "output")
+        raise AtcError("E10021", "output", MAX_PATH)
     if text.endswith("/"):
         raise AtcError("E10022", text, "output")
     if not _PATH.fullmatch(text):

@@ -38,6 +38,7 @@ _TEXTS = {
     "E10018": "Value %s for shape %s is invalid. When --dynamic_batch_size is included, only batch size N can be -1.",
     "E10019": "When --dynamic_image_size is included, only the height and width axes of --input_shape can be -1.",
     "E10020": 'Value %s for parameter --dynamic_image_size is invalid. The value must be formatted as "h1,w1;h2,w2".',
+    "E10021": "The path length of parameter --%s exceeds %s.",
     "E10022": "Path %s for parameter --%s does not include the file name.",
     "E10031": "No input has batch -1 in --input_shape, although --dynamic_batch_size is set.",
     "E10035": "--dynamic_batch_size, --dynamic_image_size, or --dynamic_dims has %s profiles, which is less than 2.",
