@@ -186,6 +186,7 @@ def far(network: Network, yard: Yard, tmp_path: Path, quick: None) -> Iterator[t
     """A board with an agent, and a maker of fleets whose inventory has it."""
     host = network.host(more=AGENT_ENVIRONMENT)
     home, inventory = tmp_path / "agent", tmp_path / "fleet.yaml"
+    inventory.write_text("devices: []\n")  # and nothing assigned
     add(
         inventory,
         host.server.device(target="numpy", agent_home=str(home), agent_command=agent_command(home), link="ssh"),
@@ -231,7 +232,7 @@ def test_a_cable_pulled_for_good_in_a_bench(far: tuple[Host, Any], yard: Yard, m
     monkeypatch.setattr(session.Session.restore, "__defaults__", (3.0,))
     monkeypatch.setattr(measure, "OFFLINE_AFTER", 3.0)
     made = fleet(listener)
-    options = BenchOptions(spec=p.BenchSpec(bundles=[], min_duration=2.0))
+    options = BenchOptions(spec=p.BenchSpec(min_duration=2.0, max_other_load=1.0))
     (outcome,) = run(made.bench(None, made.select(everything=True), options))
     assert pulled and not isinstance(outcome, p.RunResult)
     assert outcome.failed and "SSH" in outcome.reason and "\n" not in outcome.reason
