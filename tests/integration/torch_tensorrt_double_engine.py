@@ -26,6 +26,8 @@ _UNSUPPORTED = ("aten.nonzero", "aten.masked_select", "aten._unique")
 #: What has its own numbers of bits, or is nothing but a product.
 _PRODUCTS = ("aten.convolution", "aten.conv", "aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm", "aten.linear")
 _LOW = (torch.float16, torch.bfloat16)
+#: Types as TensorRT calls them in what it says of its layers.
+_NAMES = {torch.float16: "Half", torch.bfloat16: "BFloat16", torch.float32: "Float", torch.int8: "Int8"}
 
 
 class Default:
@@ -92,8 +94,6 @@ class Engine(torch.nn.Module):
         super().__init__()
         # No module of its own: the real one's engine is none.
         self.hidden = (block, policy)
-        #: Type of what each operator gave when it last ran, by its name.
-        self.ran: dict[str, str] = {}
 
     def __getattr__(self, name: str) -> Any:
         if name in _FACTS["methods"][type(self).__name__]:
@@ -104,9 +104,16 @@ class Engine(torch.nn.Module):
         return _Typed(self).run(*inputs)
 
     def get_layer_info(self) -> str:
-        names = {"float16": "Half", "bfloat16": "BFloat16", "float32": "Float", "int8": "Int8"}
-        outputs = {node: [{"Name": node, "Format/Datatype": names.get(kind, kind)}] for node, kind in self.ran.items()}
-        return json.dumps({"Layers": [{"Name": node, "Outputs": given} for node, given in outputs.items()]})
+        block, policy = self.hidden
+        layers = []
+        for node in block.graph.nodes:
+            value = node.meta["val"] if node.op == "call_function" else None
+            value = value[0] if isinstance(value, tuple | list) else value
+            if isinstance(value, torch.Tensor):
+                dtype = policy(node.target) if value.is_floating_point() else None
+                name = _NAMES.get(dtype or value.dtype, "")
+                layers.append({"Name": node.name, "Outputs": [{"Name": node.name, "Format/Datatype": name}]})
+        return json.dumps({"Layers": layers})
 
 
 class _Typed(fx.Interpreter):
@@ -115,7 +122,6 @@ class _Typed(fx.Interpreter):
     def __init__(self, engine: Engine) -> None:
         block, self.policy = engine.hidden
         super().__init__(block)
-        self.engine = engine
 
     def run_node(self, node: fx.Node) -> Any:
         if node.op == "output":
@@ -126,15 +132,9 @@ class _Typed(fx.Interpreter):
         dtype = self.policy(node.target)
         args, kwargs = self.fetch_args_kwargs_from_env(node)
         if dtype is None:
-            result = node.target(*args, **kwargs)
-        else:
-            args, kwargs = _cast((args, kwargs), dtype)
-            result = _cast(node.target(*args, **kwargs), dtype)
-        for tensor in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(tensor, torch.Tensor):
-                self.engine.ran[node.name] = str(tensor.dtype).replace("torch.", "")
-                break
-        return result
+            return node.target(*args, **kwargs)
+        args, kwargs = _cast((args, kwargs), dtype)
+        return _cast(node.target(*args, **kwargs), dtype)
 
 
 def _cast(values: Any, dtype: torch.dtype) -> Any:
