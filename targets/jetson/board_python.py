@@ -60,6 +60,7 @@ _HINTS = {
     "helper-ended": "the board's log (`fleet logs`) has its last words; a smaller batch needs less memory",
     "bad-precision": "choose another one with --option precision=",
     "too-old": "install a newer torch on the board, or choose another engine",
+    "no-modelopt": "pip install nvidia-modelopt in the board's Python, or choose another precision",
     "no-operators": "install torchvision beside torch on the board",
 }
 

@@ -101,6 +101,11 @@ def _output(exported: object, resolved: Options, workdir: Path, progress: Callab
             "this network finds boxes inside, and halves cannot tell apart positions in a picture",
             hint="--option precision=autocast computes the convolutions in halves and the boxes in float32",
         )
+    if resolved.engine == "torchscript" and exported.detects:
+        raise ModelError(
+            "this network finds boxes inside, which TorchScript cannot trace",
+            hint="engines eager, inductor and torch-tensorrt can run it",
+        )
     entry, weights = program.write(exported.program, workdir)
     rtol, share = _TOLERANCES["tf32" if resolved.tf32 and resolved.precision == "fp32" else resolved.precision]
     progress("built", 1.0)

@@ -72,6 +72,8 @@ def resolve(options: Mapping[str, Option]) -> Options:
         raise FleetError(
             "engine torchscript is traced for one batch", code="bad-option", hint="leave out the option 'dynamic'"
         )
+    if found.dynamic and found.precision == "int8":
+        raise FleetError("int8 is calibrated for one batch", code="bad-option", hint="leave out the option 'dynamic'")
     if found.arch and found.engine != "tvm":
         raise FleetError(f"engine {found.engine} is compiled on the board and needs no 'arch'", code="bad-option")
     return found

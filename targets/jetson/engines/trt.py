@@ -22,6 +22,8 @@ from targets.jetson.engines import Refused, Work, counted, exported, weight_dtyp
 _FILE = "engines.ep"
 #: Layers of a block that is worth an engine of its own.
 _MIN_BLOCK = 3
+#: Of eight bits with a sign, symmetric.
+_HIGH = 127
 #: Words for types in what TensorRT says of its layers.
 _TYPES = (
     ("bfloat16", re.compile(r"\b(?:BF16|BFloat16)\b", re.IGNORECASE)),
@@ -88,6 +90,8 @@ def build(work: Work) -> dict[str, str]:
     library = _library()
     dialect = dialects.choose(library.__version__)
     module = work.module().eval()
+    if work.settings.precision == "int8":
+        module = with_quantise_operators(module)
     compile_program = _checked(library.dynamo.compile, dialect.callables["dynamo.compile"], "dynamo.compile")
     told = keywords(dialect, work)
     work.tell("export")
@@ -106,6 +110,38 @@ def build(work: Work) -> dict[str, str]:
     path = str(Path(work.folder, _FILE))
     save(compiled, path, output_format="exported_program", retrace=False)
     return {**found, "weight_dtype": weight_dtypes(module), "typing": dialect.name}
+
+
+def with_quantise_operators(module: Any) -> Any:
+    """The module with the operator that torch_tensorrt knows in place of each pair of Q and DQ nodes."""
+    try:
+        import_module(dialects.QUANTISE_PACKAGE)
+        quantise = _named(torch.ops, dialects.QUANTISE).default
+    except Exception as error:
+        raise Refused(
+            "no-modelopt",
+            f"int8 on TensorRT needs the package nvidia-modelopt beside torch_tensorrt: {type(error).__name__}: {error}",
+        ) from None
+    for node in list(module.graph.nodes):
+        if node.op != "call_function" or not str(node.target).startswith("quantized_decomposed.dequantize"):
+            continue
+        value, scale = node.args[0].args[:2]
+        if isinstance(scale, torch.fx.Node):
+            # One for each output channel, which is the weight's first dimension.
+            scales = getattr(module, scale.target)
+            weight = getattr(module, value.target)
+            largest = (scales.float() * _HIGH).reshape(-1, *[1] * (weight.dim() - 1))
+        else:
+            largest = torch.tensor(scale * _HIGH, device=next(module.buffers()).device)
+        name = f"largest_{node.name}"
+        module.register_buffer(name, largest)
+        with module.graph.inserting_before(node):
+            told = (value, module.graph.get_attr(name), 8, 0, False, True)
+            replaced = module.graph.call_function(quantise, told)
+        node.replace_all_uses_with(replaced)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return module
 
 
 def load(work: Work) -> tuple[Any, dict[str, str]]:
