@@ -102,7 +102,7 @@ STRONG = Dialect(
 
 DIALECTS = (WEAK, STRONG)
 #: The operator that both make a pair of Q and DQ layers of, and whose first four arguments they read: input, largest
-#: magnitude, bits, bits of the exponent. The package `modelopt` registers it, which must be there before torch_tensorrt.
+#: magnitude, bits, bits of the exponent. A package registers it, which must be imported before torch_tensorrt.
 QUANTISE = "tensorrt.quantize_op"
 QUANTISE_PACKAGE = "modelopt.torch.quantization"
 #: tuple[int, int]s older than this have no `dynamo.compile` that is driven here.

@@ -6,11 +6,13 @@ network of which it compiles nothing is an error here, not a slow success.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import json
 import re
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +122,7 @@ def with_quantise_operators(module: Any) -> Any:
     except Exception as error:
         raise Refused(
             "no-modelopt",
-            f"int8 on TensorRT needs the package nvidia-modelopt beside torch_tensorrt: {type(error).__name__}: {error}",
+            f"int8 on TensorRT needs nvidia-modelopt beside torch_tensorrt: {type(error).__name__}: {error}",
         ) from None
     for node in list(module.graph.nodes):
         if node.op != "call_function" or not str(node.target).startswith("quantized_decomposed.dequantize"):
@@ -215,6 +217,10 @@ def _named(library: Any, dotted: str) -> Any:
 
 
 def _library() -> Any:
+    if find_spec(dialects.QUANTISE_PACKAGE.partition(".")[0]) is not None:
+        # torch_tensorrt looks for its operators when it is imported, and never again.
+        with contextlib.suppress(Exception):
+            import_module(dialects.QUANTISE_PACKAGE)
     import torch_tensorrt
     import torch_tensorrt.dynamo.runtime
 
