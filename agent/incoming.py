@@ -39,7 +39,7 @@ class Incoming:
     def __init__(self, root: Path, blobs: BlobDir, parts: Parts, space: Space, lock: threading.RLock) -> None:
         self.root = root
         self._blobs, self._parts, self._space, self._lock = blobs, parts, space, lock
-        self._syncer = ThreadPoolExecutor(1, "sync")
+        self._syncer = ThreadPoolExecutor(4, "sync")
         if not stat.S_ISDIR(_mode(root)):
             root.unlink(missing_ok=True)
         make_directory(root, 0o700)
