@@ -6,6 +6,8 @@ inventory: they are read from the board over the connection that the host key ha
 
 from __future__ import annotations
 
+import re
+
 from controller.inventory import Device
 from controller.links.base import Link
 from controller.ssh.agent import RemoteAgent, find_agent
@@ -13,8 +15,8 @@ from controller.ssh.session import SshSession
 from targets.base import FleetError
 from targets.keys import Keys
 
-#: What the inner link says of its own end of the tunnel, which tells nobody anything.
-_INNER = ("unreachable", "connection-lost")
+#: How the inner link names its end of the tunnel, which tells nobody anything.
+_NEAR_END = re.compile(r"(?:tcp://)?127\.0\.0\.1:[0-9]+")
 
 
 class SshLink:
@@ -80,12 +82,9 @@ class SshLink:
 
     def _told(self, error: FleetError) -> FleetError:
         """What is wrong, in terms of the board: the inner link knows of a port of this machine only."""
-        if error.code not in _INNER or "127.0.0.1" not in error.message:
+        if not _NEAR_END.search(error.message):
             return error
-        lost = self.ssh.lost
-        why = f"the SSH connection is gone: {lost}" if lost else error.message.rpartition(": ")[2]
-        return FleetError(
-            f"the connection to the agent of {self._device.name} over SSH ({self.ssh}): {why}",
-            code=error.code,
-            hint="try again; what was interrupted goes on where it was cut",
-        )
+        message = _NEAR_END.sub(f"{self._device.name} over SSH ({self.ssh})", error.message)
+        if error.code == "connection-lost" and self.ssh.lost:
+            message += f"; the SSH connection is gone: {self.ssh.lost}"
+        return FleetError(message, code=error.code, hint=error.hint)

@@ -51,6 +51,7 @@ exit 0
 
 # Argument: a program. Prints where it is: the PATH of a command over SSH is short.
 _WHERE = """\
+case $1 in "~/"*) set -- "$HOME/${1#"~/"}";; esac
 for place in "" "$HOME/.local/bin/" /opt/fleet/bin/ /usr/local/bin/; do
   at=$(command -v "$place$1" 2>/dev/null) && { echo "$at"; exit 0; }
   case $1 in */*) exit 127;; esac

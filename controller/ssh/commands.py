@@ -150,6 +150,12 @@ async def _started(connection: Any, command: str) -> Any:
         with contextlib.suppress(Exception):
             await _end(await within(_END_PATIENCE, opening))
         raise
+    except asyncssh.ChannelOpenError as error:
+        raise FleetError(
+            f"the SSH server starts no command: {printable(error.reason)}",
+            code="ssh-refused",
+            hint="does its sshd_config allow sessions (MaxSessions), and the login a shell?",
+        ) from None
     except (OSError, asyncssh.Error) as error:
         raise _lost(error) from None
 

@@ -22,6 +22,8 @@ from targets.waiting import within
 #: Seconds until a server has let us in. A board of 2012 needs two.
 LOGIN_TIMEOUT = 10.0
 _CLOSE_PATIENCE = 2.0
+#: Commands at once on one connection; the rest wait. OpenSSH's default (MaxSessions) is 10, and files need some.
+_MOST_COMMANDS = 6
 
 
 class _Client(asyncssh.SSHClient):  # type: ignore[misc]
@@ -47,6 +49,7 @@ class SshSession:
         self.device = device
         self._hops, self._opened = hops, opened
         self._listeners: dict[int, Any] = {}
+        self._running = asyncio.Semaphore(_MOST_COMMANDS)
         #: The ``asyncssh.SSHClientConnection`` to the board itself.
         self.connection = opened[-1][0]
 
@@ -61,7 +64,8 @@ class SshSession:
         opened: list[tuple[Any, _Client]] = []
         try:
             for hop in hops:
-                opened.append(await _login(device, hop, opened[-1][0] if opened else None))
+                who = device.name if hop is hops[-1] else f"the jump host of {device.name}"
+                opened.append(await _login(who, hop, opened[-1][0] if opened else None))
         except BaseException:
             await _close(opened)
             raise
@@ -121,7 +125,8 @@ class SshSession:
         """
         if self.lost:
             raise self._gone()
-        return await commands.run(self.connection, argv, deadline=deadline, on_line=on_line, input=input)
+        async with self._running:
+            return await commands.run(self.connection, argv, deadline=deadline, on_line=on_line, input=input)
 
     async def close(self) -> None:
         for listener in self._listeners.values():
@@ -165,10 +170,10 @@ class SshSession:
         )
 
 
-async def _login(device: Device, hop: Hop, before: Any) -> tuple[Any, _Client]:
+async def _login(who: str, hop: Hop, before: Any) -> tuple[Any, _Client]:
     """A connection to one server, through the one ``before`` it if there is one."""
     client = _Client(hop)
-    where = f"SSH to {device.name} ({hop.name})" if hop.alias in device.ssh else f"SSH to the jump host {hop.name}"
+    where = f"SSH to {who} ({hop.name})"
     try:
         connection = await within(
             LOGIN_TIMEOUT,

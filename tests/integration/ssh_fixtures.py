@@ -52,7 +52,6 @@ PasswordAuthentication no
 KbdInteractiveAuthentication no
 PermitRootLogin prohibit-password
 MaxStartups 100
-MaxSessions 100
 Subsystem sftp {sftp}
 {more}
 """

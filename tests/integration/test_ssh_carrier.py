@@ -148,11 +148,11 @@ def test_looking_starts_nothing(board: Board) -> None:
     assert not (board.agent_home / "agent.json").exists()
 
 
-def test_no_agent_is_installed(board: Board) -> None:
-    error = refused(board, board.device(agent_command=()))
-    assert error.code == "agent-missing" and "fleet-agent" in error.message and "pip install" in error.hint
-    error = refused(board, board.device(agent_command=("/opt/nothing/fleet-agent", "run")), start=False)
-    assert error.code == "agent-missing" and "/opt/nothing/fleet-agent" in error.message
+@pytest.mark.parametrize("program", ["no-such-agent", "/opt/nothing/fleet-agent", "~/no such/fleet-agent"])
+def test_no_agent_is_installed(board: Board, program: str) -> None:
+    for start in (True, False):
+        error = refused(board, board.device(agent_command=(program, "run")), start=start)
+        assert error.code == "agent-missing" and program in error.message and "pip install" in error.hint
 
 
 def test_an_agent_that_does_not_start_says_why(board: Board) -> None:
@@ -300,14 +300,22 @@ def test_fleet_devices_and_doctor_over_ssh(board: Board, tmp_path: Path) -> None
         (report,) = run(fleet.devices(fleet.select(everything=True)))
         return report.state
 
-    # No agent is installed where the server looks for it.
+    path = tmp_path / "home" / "fleet.yaml"
+
+    def agent(**given: Any) -> None:
+        """Have the inventory say so of the agent."""
+        lines = [line for line in path.read_text().splitlines() if "agent:" not in line]
+        path.write_text(
+            "\n".join([*lines, ""]).replace("    link: ssh\n", f"    link: ssh\n    agent: {json.dumps(given)}\n")
+        )
+
+    # No agent is installed where the inventory says that it is.
+    agent(command=["no-such-agent", "run"])
     assert state() == "agent-missing"
     found = doctor("agent")
     assert found.verdict == "error" and "pip install" in found.hint
     # It is, and does not run.
-    agent = {"home": str(board.agent_home), "command": list(agent_command(board.agent_home))}
-    path = tmp_path / "home" / "fleet.yaml"
-    path.write_text(path.read_text().replace("    link: ssh\n", f"    link: ssh\n    agent: {json.dumps(agent)}\n"))
+    agent(home=str(board.agent_home), command=list(agent_command(board.agent_home)))
     assert state() == "agent-not-running"
     assert "does not run" in doctor("agent").detail
     # It runs.

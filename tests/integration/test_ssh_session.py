@@ -105,6 +105,37 @@ Host rack
     assert within_session(device, lambda opened: opened.run(["echo", "in"], deadline=20)).stdout == "in\n"
 
 
+def test_a_command_of_the_configuration_is_the_way(sshd: Server) -> None:
+    relay = sshd.root / "relay.py"
+    relay.write_text("""\
+import os, socket, sys, threading
+
+far = socket.create_connection((sys.argv[1], int(sys.argv[2])))
+
+def back():
+    while data := far.recv(65536):
+        os.write(1, data)
+    os._exit(0)
+
+threading.Thread(target=back).start()
+while data := os.read(0, 65536):
+    far.sendall(data)
+os._exit(0)
+""")
+    config = f"""\
+Host rack
+  HostName 127.0.0.1
+  Port {sshd.port}
+  HostKeyAlias the-rack
+  ProxyCommand {sys.executable} {relay} %h %p
+"""
+    device = sshd.device(ssh=f"{sshd.user}@rack", ssh_config=str(sshd.config(config)))
+    error = refused(device)
+    assert error.code == "host-key" and "the-rack ssh-ed25519" in error.hint
+    sshd.known_hosts.write_text("the-rack " + sshd.known_hosts.read_text().split(" ", 1)[1])
+    assert within_session(device, lambda opened: opened.run(["echo", "in"], deadline=20)).stdout == "in\n"
+
+
 def test_a_board_that_is_off(sshd: Server) -> None:
     sshd.kill()
     error = refused(sshd.device())
