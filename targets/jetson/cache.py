@@ -64,6 +64,8 @@ class EngineCache:
     def find(self, key: str) -> tuple[Path, Made] | None:
         """An entry whose files are as they were written; a damaged one is removed."""
         folder = self.root / key
+        if not folder.is_dir():
+            return None
         try:
             made = msgspec.json.decode((folder / _MADE).read_bytes(), type=Made)
             whole = all(
@@ -72,8 +74,6 @@ class EngineCache:
                 and hash_file(folder / file.name) == file.sha256
                 for file in made.files
             )
-        except FileNotFoundError:
-            return None
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
             whole = False
         if not whole:
@@ -103,9 +103,12 @@ class EngineCache:
                     os.fsync(file.fileno())
             write_atomic(folder / _MADE, msgspec.json.encode(made))
             place = self.root / key
-            # Another process may have built the same: its entry is as good, and may be in use.
-            with contextlib.suppress(FileExistsError, OSError) if place.is_dir() else contextlib.nullcontext():
+            try:
                 folder.rename(place)
+            except OSError:
+                # Another process may have built the same: its entry is as good, and may be in use.
+                if not place.is_dir():
+                    raise
             sync_directory(self.root)
         self._trim(place)
         return place
