@@ -143,7 +143,7 @@ async def endpoint(fleet: Fleet, device: Device) -> Endpoint:
     device = current(device)
     key = device.rpc_key or device.target
     at = device.tracker or next(
-        (board.tracker for board in sim.status(fleet.home) if device.folder and board.name == device.name), ""
+        (board.tracker for board in sim.status(fleet.home) if device.simulated and board.name == device.name), ""
     )
     if at:
         host, port = _host_and_port(at)

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import pytest
 import ssh_fixtures
-from agent_client import Agent, running_agent
+from agent_client import Agent, Refused, running_agent
 from ssh_fixtures import Server, needs_sshd, sshd
 
 from agent import protocol as p
@@ -260,6 +260,19 @@ def test_what_began_as_messages_goes_on_so(board: Board, tmp_path: Path) -> None
     board.run(lambda opened: push(opened, bundle, traffic, ignore))
     assert traffic.sent == 5_000_000
     assert board.stored(data)
+
+
+def test_files_are_taken_in_for_the_holder_of_the_lease_only(board: Board) -> None:
+    data = os.urandom(1_000)
+    digest = hashlib.sha256(data).hexdigest()
+    (board.incoming / digest).write_bytes(data)
+    with board.agent.session() as client:
+        with pytest.raises(Refused) as refused:
+            client.ask(p.ImportBlob(token="guessed", sha256=digest, total=len(data)), p.ChunkStored)
+        assert refused.value.code == "no-lease"
+        client.acquire()
+        stored = client.ask(p.ImportBlob(token=client.lease, sha256=digest, total=len(data)), p.ChunkStored)
+    assert stored.complete and board.stored(data)
 
 
 def test_a_quota_is_respected_before_a_byte_travels(tmp_path: Path, sshd: Server) -> None:
