@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from targets.base import FleetError
 
@@ -38,18 +39,27 @@ def link_shared(output: Path, objects: Sequence[Path], triple: str) -> None:
     Raises:
         LinkError: with the linker's own words.
     """
+    # Without -s the library would name the folder that Zig lies in.
+    arguments = ["-shared", "-fPIC", "-s", "-Wl,--gc-sections", "-Wl,--build-id=none", "-o", str(output)]
+    run("cc", [*arguments, *map(str, objects), "-lm"], triple, f"linking for {triple}", LINK_DEADLINE)
+
+
+def run(driver: Literal["cc", "c++"], arguments: Sequence[str], triple: str, what: str, deadline: float) -> None:
+    """Run one of Zig's compiler drivers for ``triple``, with the oldest glibc.
+
+    Raises:
+        LinkError: ``what`` failed, with the driver's own words.
+    """
     cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "ziglang", "cc", "-target", f"{triple}.{GLIBC}", "-shared", "-fPIC", "-s"]
-    # Without -s the library would name the folder that Zig lies in.
-    command += ["-Wl,--gc-sections", "-Wl,--build-id=none", "-o", str(output), *map(str, objects), "-lm"]
+    command = [sys.executable, "-m", "ziglang", driver, "-target", f"{triple}.{GLIBC}", *arguments]
     environment = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": str(cache), "ZIG_LOCAL_CACHE_DIR": str(cache)}
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LINK_DEADLINE)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=deadline)
     except subprocess.TimeoutExpired:
-        raise LinkError(f"linking for {triple} took longer than {LINK_DEADLINE:.0f} s") from None
+        raise LinkError(f"{what} took longer than {deadline:.0f} s") from None
     if done.returncode != 0:
         words = done.stderr.strip()[-2000:]
         missing = "No module named" in words and "ziglang" in words
         hint = "pip install 'fleet-edge[controller]'" if missing else f"Zig's cache is in {cache}; is its disk full?"
-        raise LinkError(f"linking for {triple} failed: {words or f'exit status {done.returncode}'}", hint=hint)
+        raise LinkError(f"{what} failed: {words or f'exit status {done.returncode}'}", hint=hint)

@@ -25,6 +25,7 @@ from controller.cli import (
     profile,
     results,
     run,
+    runtime,
     session,
     sim,
     top,
@@ -55,6 +56,7 @@ for module in (
     results,
     logs,
     tracker,
+    runtime,
     doctor,
     keys,
 ):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from targets.cpu.arena import Arena
 from targets.cpu.layers import LAYERS, PEAK, STREAM, read_layers
 from targets.cpu.machine import cpu_features, machine
 from targets.cpu.pool import pinned_processors, start_pool
+from targets.installed import installed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,9 +32,8 @@ class CPUDevice:
         if lacking:
             return f"this processor lacks {', '.join(lacking)}"
         for name, wanted in requirements.runtime.items():
-            try:
-                have = version(name)
-            except PackageNotFoundError:
+            have = installed(name)
+            if not have:
                 return f"{name} {wanted} is not installed"
             if have != wanted:
                 return f"the bundle needs {name} {wanted}, here is {have}"
@@ -135,7 +134,7 @@ class CPURunner:
 
         pinned = ",".join(map(str, pinned_processors()))
         return {
-            "apache-tvm": version("apache-tvm"),
+            "apache-tvm": installed("apache-tvm"),
             "threads": str(num_threads()),
             **({"pinned": pinned} if pinned else {}),
         }

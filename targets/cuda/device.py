@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Sequence
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from targets.cpu.device import CPUDevice, CPURunner
 from targets.cpu.pool import import_runtime
 from targets.cuda import architectures, gpu
 from targets.cuda.compile import PLACEHOLDER
+from targets.installed import installed
 
 _RUNTIME = "libcudart.so.13"
 
@@ -64,7 +64,7 @@ class CUDARunner(CPURunner):
     def conditions(self) -> dict[str, str]:
         cuda = ".".join(map(str, self._gpu.cuda))
         return {
-            "apache-tvm": version("apache-tvm"),
+            "apache-tvm": installed("apache-tvm"),
             "gpu": self._gpu.name,
             "driver": f"{self._gpu.driver} (CUDA {cuda})",
             "kernels": self._kernels[0],
