@@ -1,4 +1,4 @@
-"""Wheels of extension modules that a board's architecture has none of, cross-compiled from their source distributions."""
+"""Wheels of extension modules that a board has none of, cross-compiled from their source distributions."""
 
 from __future__ import annotations
 
