@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,24 @@ def test_looking_starts_nothing(board: Board) -> None:
     error = refused(board, board.device(), start=False)
     assert error.code == "agent-not-running" and "fleet deploy" in error.hint
     assert not (board.agent_home / "agent.json").exists()
+
+
+def test_a_users_service_is_preferred(board: Board) -> None:
+    """With a stand-in for systemctl, which knows one service: tests have no systemd."""
+    folder, calls = board.agent_home.parent / "bin", board.agent_home.parent / "calls"
+    folder.mkdir()
+    command = shlex.join(agent_command(board.agent_home, name="by-service"))
+    (folder / "systemctl").write_text(f"""\
+#!/bin/sh
+echo "$@" >>{calls}
+case "$2" in start) setsid {command} </dev/null >/dev/null 2>&1 & ;; esac
+""")
+    (folder / "systemctl").chmod(0o755)
+    board.server.kill()
+    board.server.more = f"{AGENT_ENVIRONMENT} PATH={folder}:/usr/local/bin:/usr/bin:/bin"
+    board.server.start()
+    assert reached(board, board.device())[1].device == "by-service"
+    assert calls.read_text() == "--user cat fleet-agent.service\n--user start fleet-agent.service\n"
 
 
 @pytest.mark.parametrize("program", ["no-such-agent", "/opt/nothing/fleet-agent", "~/no such/fleet-agent"])
