@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-BENCHMARKS = ("start", "push", "ssh", "bench_harness", "cpu", "detection", "vta_simulator", "vta")
+BENCHMARKS = ("start", "push", "ssh", "bench_harness", "overhead", "cpu", "detection", "vta_simulator", "vta")
 
 
 def main() -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import shlex
 import statistics
 import subprocess
@@ -116,16 +117,20 @@ def loop(path: str, threads: int, seconds: float) -> None:
 
 async def ais_bench(home: Home, asked: argparse.Namespace) -> dict[str, Any]:
     board = Board(home, "ascend", asked, {})
+    here = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
     def by_hand(queries: int) -> list[float]:
         folder = home.sim / board.name
-        (model,) = folder.rglob("*.om")
+        # The driver has another name for it, which is the same file.
+        (model,) = {path.stat().st_ino: path for path in folder.rglob("*.om")}.values()
         (settings,) = [path for path in folder.rglob("set_env.sh") if "toolkit" in str(path)]
         with tempfile.TemporaryDirectory(dir=home.state) as output:
             tool = ["python3", "-m", "ais_bench", "--model", str(model), "--device", "0", "--loop", str(queries)]
             tool += ["--output", output, "--output_dirname", "run"]
             line = f"source {shlex.quote(str(settings))} && exec {shlex.join(tool)}"
-            subprocess.run(["bash", "-c", line], capture_output=True, timeout=_DEADLINE, check=True)
+            done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=_DEADLINE, env=here)
+            if done.returncode:
+                raise SystemExit(f"ais_bench by hand failed: {(done.stdout + done.stderr)[-2000:]}")
             summary = json.loads((Path(output) / "run_summary.json").read_text())
         found: list[float] = summary["npu_compute_time_list"]
         return found
