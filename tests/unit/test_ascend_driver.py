@@ -262,6 +262,13 @@ def test_lines_come_as_they_are_printed_and_carriage_returns_end_them() -> None:
     assert done.status == 0 and lines == ["one", "two red", "three"]
 
 
+def _runs(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
 def test_at_the_deadline_all_that_was_started_is_ended(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     script = f"echo $$ > {pids}; sleep 300 & echo $! >> {pids}; (sleep 300 & echo $! >> {pids}; wait) & echo on; wait"
@@ -271,8 +278,11 @@ def test_at_the_deadline_all_that_was_started_is_ended(tmp_path: Path) -> None:
     assert time.monotonic() - begin < 20 and "on" in caught.value.output
     started = [int(line) for line in pids.read_text().split()]
     assert len(started) == 3
-    for pid in started:
-        assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    # A killed process is gone a moment after the signal.
+    until = time.monotonic() + 20
+    while any(map(_runs, started)) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert not any(map(_runs, started))
 
 
 def test_output_without_end_fills_neither_memory_nor_disk() -> None:
@@ -295,3 +305,65 @@ def test_a_command_that_is_not_there() -> None:
     with pytest.raises(FleetError) as caught:
         process.run(["/does/not/exist"], deadline=5)
     assert caught.value.code == "not-started"
+
+
+# --- What is kept on the board ------------------------------------------------------------------
+
+
+class _Toolkit:
+    """A toolkit whose ATC is a script: it copies the model, or prints what it is told."""
+
+    version = "8.0"
+
+    def __init__(self, folder: Path, script: str) -> None:
+        self._atc = folder / "atc"
+        self._atc.write_text(f"#!/bin/sh\n{script}\n")
+        self._atc.chmod(0o755)
+        self.environment = dict(os.environ)
+
+    def command(self, _name: str) -> str:
+        return str(self._atc)
+
+
+def _compile(tmp_path: Path, script: str) -> Path:
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / atc.MODEL).write_bytes(b"model")
+    plan = msgspec.convert({"inputs": [{"name": "x", "shape": [1, 3]}], "tensors": []}, Plan)
+    made = _Toolkit(tmp_path, script)
+    return atc.compile_model(plan, made, "Ascend310", work, tmp_path / "kept.log", lambda _: None)  # type: ignore[arg-type]
+
+
+def test_atc_succeeded_if_it_says_so_and_there_is_a_model(tmp_path: Path) -> None:
+    made = _compile(tmp_path, "echo 'ATC start working now'; cp model.onnx model.om; echo 'ATC run success, welcome'")
+    assert made.read_bytes() == b"model"
+    kept = (tmp_path / "kept.log").read_text()
+    assert "--soc_version=Ascend310" in kept.splitlines()[0] and "ATC run success" in kept
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("echo 'ATC run success'; exit 0", "made no .om"),
+        ("cp model.onnx model.om; echo 'ATC run success'; exit 3", "exit status 3"),
+        ("cp model.onnx model.om; echo done", "exit status 0"),
+    ],
+)
+def test_what_is_no_success(tmp_path: Path, script: str, words: str) -> None:
+    with pytest.raises(FleetError) as caught:
+        _compile(tmp_path, script)
+    assert caught.value.code == "atc-failed" and words in caught.value.message and "kept.log" in caught.value.hint
+
+
+def test_without_room_nothing_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.statvfs(tmp_path)
+    monkeypatch.setattr(atc.os, "statvfs", lambda _path: os.statvfs_result((*real[:3], 1, 1, *real[5:])))
+    with pytest.raises(FleetError) as caught:
+        _compile(tmp_path, f"touch {tmp_path}/ran")
+    assert caught.value.code == "disk-full" and not (tmp_path / "ran").exists()
+
+
+def test_a_limit_that_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(atc.DEADLINE_VARIABLE, "soon")
+    with pytest.raises(FleetError, match="no number of seconds"):
+        atc.seconds(atc.DEADLINE_VARIABLE, 1.0)
