@@ -5,11 +5,12 @@ PYTEST_WORKERS ?= 2
 # What MXNet, whose networks the zoo's are checked against, can be installed for.
 PYTHON311 ?= python3.11
 
-.PHONY: help setup demo test test-originals lint format bench originals lock clean
+.PHONY: help setup demo test test-boards test-originals lint format bench originals lock clean
 
 help:
 	@echo "make demo    simulated boards: deploy, bench, run a picture (light install)"
 	@echo "make test    every test that needs no hardware (full install)"
+	@echo "make test-boards  emulated ARM boards, provisioned and benched (as root; needs mmdebstrap and qemu-user-static)"
 	@echo "make test-originals  the zoo's networks beside MXNet's own, on PARITY_PICTURES (20) pictures"
 	@echo "make lint    ruff and mypy        make format  rewrite the layout"
 	@echo "make bench   the performance tables of README"
@@ -24,7 +25,10 @@ demo:
 	@scripts/demo.sh
 
 test: setup
-	$(BIN)/pytest -n $(PYTEST_WORKERS) --dist loadfile -m "not originals"
+	$(BIN)/pytest -n $(PYTEST_WORKERS) --dist loadfile -m "not originals and not boards"
+
+test-boards: setup
+	$(BIN)/pytest -n $(PYTEST_WORKERS) --dist loadfile -m boards tests/boards
 
 test-originals: setup originals
 	$(BIN)/pytest -m originals tests/integration

@@ -1,0 +1,208 @@
+"""Root file systems of emulated boards: Debian for arm64 and armhf, run by qemu's user mode, built once and kept.
+
+``python tests/boards/board_roots.py [ARCHITECTURE...]`` builds what is missing, both at once, and prints where it is.
+
+A root has what a bare image of a board has: an SSH server, Python and sudo, for armhf also the compiled packages that
+have no wheels there; the names and the script below are all that goes in, and their digest names the folder.
+``FLEET_BOARD_CACHE`` says where (default ``~/.cache/fleet/boards``).
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import fcntl
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+SUITE = "bookworm"
+#: Whoever sets a board up: one may do everything, one is asked for a password first.
+ADMIN, OPERATOR = "fleetadmin", "operator"
+_PACKAGES = ("openssh-server", "python3", "python3-venv", "sudo", "ca-certificates", "procps", "iproute2")
+#: What PyPI has no wheels of for armv7, as PYNQ's image brings it or the `arm` role installs it.
+_COMPILED = ("python3-numpy", "python3-zmq", "python3-psutil", "python3-zstandard", "python3-cryptography")
+_SETUP = f"""\
+set -eu
+rm -f /etc/ssh/ssh_host_*
+useradd --create-home --shell /bin/bash {ADMIN}
+useradd --create-home --shell /bin/bash --groups sudo {OPERATOR}
+echo '{ADMIN} ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/{ADMIN}
+chmod 0440 /etc/sudoers.d/{ADMIN}
+install -d -m 0700 -o {ADMIN} -g {ADMIN} /home/{ADMIN}/.ssh
+install -d -m 0700 -o {OPERATOR} -g {OPERATOR} /home/{OPERATOR}/.ssh
+rm -rf /usr/share/doc /usr/share/man /usr/share/locale
+"""
+_BUILD_DEADLINE = 1500.0
+_BINFMT = Path("/proc/sys/fs/binfmt_misc")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One kind of processor: what Debian, the kernel, and qemu call it."""
+
+    debian: str
+    uname: str
+    emulator: str
+    #: ``e_machine`` of its ELF files, and their class (1: 32 bits, 2: 64).
+    machine: int
+    bits: int
+    packages: tuple[str, ...] = _PACKAGES
+
+    @property
+    def registration(self) -> bytes:
+        """A line of ``binfmt_misc``: little-endian executables and shared objects of this machine.
+
+        F opens the emulator now, so that roots need none; C gives setuid programs (sudo) their user; P keeps argv[0].
+        """
+        ident = b"\x7fELF" + bytes([self.bits, 1, 1]) + bytes(9)
+        magic = ident + (2).to_bytes(2, "little") + self.machine.to_bytes(2, "little")
+        mask = b"\xff" * 7 + b"\0" + b"\xff" * 8 + b"\xfe\xff\xff\xff"
+
+        def text(data: bytes) -> bytes:
+            return b"".join(b"\\x%02x" % byte for byte in data)
+
+        fields = [b"", self.entry.name.encode(), b"M", b"", text(magic), text(mask), os.fsencode(self.program), b"POCF"]
+        return b":".join(fields)
+
+    @property
+    def entry(self) -> Path:
+        return _BINFMT / f"fleet-{self.uname}"
+
+    @property
+    def program(self) -> str:
+        return shutil.which(self.emulator) or ""
+
+    @property
+    def digest(self) -> str:
+        """Of everything that a root is made of, short enough for a path."""
+        recipe = "\n".join([SUITE, self.debian, *self.packages, _SETUP])
+        return hashlib.sha256(recipe.encode()).hexdigest()[:12]
+
+
+ARM64 = Architecture("arm64", "aarch64", "qemu-aarch64-static", 183, 2)
+ARMHF = Architecture("armhf", "armv7l", "qemu-arm-static", 40, 1, packages=(*_PACKAGES, *_COMPILED))
+ARCHITECTURES = {one.debian: one for one in (ARM64, ARMHF)}
+
+
+def missing() -> str:
+    """Why no emulated board can run on this machine; empty if it can."""
+    if os.geteuid() != 0:
+        return "emulated boards need root: namespaces, overlays, a root file system of another architecture"
+    tools = {"mmdebstrap": "mmdebstrap", "unshare": "util-linux", "ip": "iproute2", "ssh-keygen": "openssh-client"}
+    tools |= {one.emulator: "qemu-user-static" for one in ARCHITECTURES.values()}
+    packages = sorted({package for tool, package in tools.items() if not shutil.which(tool)})
+    if packages:
+        return f"emulated boards need: apt-get install {' '.join(packages)}"
+    if "binfmt_misc" not in Path("/proc/filesystems").read_text() and not (_BINFMT / "register").exists():
+        return "emulated boards need binfmt_misc, which this kernel does not have"
+    return ""
+
+
+def cache_folder() -> Path:
+    given = os.environ.get("FLEET_BOARD_CACHE")
+    return Path(given) if given else Path.home() / ".cache" / "fleet" / "boards"
+
+
+def root(architecture: Architecture) -> Path:
+    """The root file system, built if it is not there yet. It is not to be changed: boards lie over it.
+
+    Raises:
+        RuntimeError: the build failed, with its last words; what was downloaded stays for the next attempt.
+    """
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    made = folder / f"{architecture.debian}-{architecture.digest}"
+    with _alone(folder / f"{architecture.debian}.lock"):
+        register(architecture)
+        if not made.exists():
+            _build(architecture, folder, made)
+    return made
+
+
+def register(architecture: Architecture) -> None:
+    """Have the kernel start this machine's programs under qemu; it stays until the next boot."""
+    if not (_BINFMT / "register").exists():
+        subprocess.run(["mount", "-t", "binfmt_misc", "binfmt_misc", _BINFMT], check=True)
+    if not architecture.entry.exists():
+        (_BINFMT / "register").write_bytes(architecture.registration)
+
+
+def _build(architecture: Architecture, folder: Path, made: Path) -> None:
+    building = folder / f"{architecture.debian}.building"
+    if building.exists():
+        shutil.rmtree(building)  # of a build that was killed: its mounts went with its namespace
+    archives = folder / f"{architecture.debian}.archives"
+    (archives / "partial").mkdir(parents=True, exist_ok=True)
+    hook = f'mkdir -p "$1/var/cache/apt/archives" && mount --bind {shlex.quote(str(archives))} "$1/var/cache/apt/archives"'
+    command = [
+        # Mounts of a namespace of their own end with it, however the build ends.
+        *("unshare", "--mount", "--"),
+        *("mmdebstrap", "--mode=root", "--variant=minbase", f"--architectures={architecture.debian}"),
+        f"--include={','.join(architecture.packages)}",
+        *("--aptopt=APT::Keep-Downloaded-Packages true", "--aptopt=Acquire::Retries 3"),
+        *("--dpkgopt=force-unsafe-io", "--dpkgopt=path-exclude=/usr/share/man/*"),
+        *("--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/locale/*"),
+        *(f"--setup-hook={hook}", "--skip=essential/unlink,cleanup/apt/cache"),
+        f"--customize-hook=chroot \"$1\" sh -c {shlex.quote(_SETUP)}",
+        *(SUITE, str(building), *_sources()),
+    ]
+    # The temporary files of a root are a root.
+    environment = {**os.environ, "TMPDIR": str(folder), "DEBIAN_FRONTEND": "noninteractive"}
+    log = folder / f"{architecture.debian}.log"
+    with log.open("wb") as output:
+        done = subprocess.run(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            timeout=_BUILD_DEADLINE,
+        )
+    if done.returncode != 0:
+        words = log.read_text(errors="replace")[-2000:]
+        raise RuntimeError(f"no {architecture.debian} root file system, see {log}:\n{words}")
+    building.rename(made)
+    shutil.rmtree(archives)
+    for old in folder.glob(f"{architecture.debian}-*"):
+        if old != made:
+            shutil.rmtree(old)
+
+
+def _sources() -> list[str]:
+    """Where this machine itself gets the suite from; nothing if it has another system, so that mmdebstrap chooses."""
+    format = "$(REPO_URI) $(CODENAME) $(COMPONENT)"
+    done = subprocess.run(["apt-get", "indextargets", "--format", format], capture_output=True, text=True)
+    for line in done.stdout.splitlines():
+        if line.split()[1:] == [SUITE, "main"]:
+            return [f"deb {line.split()[0]} {SUITE} main"]
+    return []
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def main(names: Sequence[str]) -> int:
+    reason = missing()
+    if reason:
+        print(reason, file=sys.stderr)
+        return 1
+    wanted = [ARCHITECTURES[name] for name in names or ARCHITECTURES]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        for made in pool.map(root, wanted):
+            print(made)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
