@@ -326,7 +326,8 @@ def _refusal(error: Exception) -> tuple[str, str]:
     """A code and words for what an engine raised."""
     words = f"{type(error).__name__}: {error}".strip()
     kind = type(error).__name__
-    if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or "not enough memory" in words:
+    said = any(phrase in words for phrase in ("not enough memory", "can't allocate memory", "out of memory"))
+    if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or said:
         return "no-memory", f"there is not enough memory: {words.splitlines()[0]}"
     return "engine-failed", words
 
