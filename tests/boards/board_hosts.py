@@ -15,7 +15,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -60,17 +60,18 @@ class Board:
     name: str
     #: Size of its disk in MB, which is then empty at every start; 0: as large as this machine's.
     megabytes: int = 0
-    address: str = ""
     _process: subprocess.Popen[bytes] | None = None
     _interface: str = ""
-    _extra: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.folder.mkdir(parents=True)
-        self.client_key = make_key(self.folder / "client_key")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # Those of an earlier board in this folder are its own: it may be known already.
+        self.client_key = self.folder / "client_key"
+        self.host_key = self._file("etc/ssh/ssh_host_ed25519_key")
+        for key in (self.client_key, self.host_key):
+            if not key.exists():
+                make_key(key)
         public = Path(f"{self.client_key}.pub").read_text()
-        ssh = self._file("etc/ssh/ssh_host_ed25519_key").parent
-        self.host_key = make_key(ssh / "ssh_host_ed25519_key")
         for user in (ADMIN, OPERATOR):
             self.put(f"home/{user}/.ssh/authorized_keys", public, user=user)
         self.put("etc/hostname", f"{self.name}\n")
@@ -81,6 +82,10 @@ class Board:
         # Never the configuration of who runs the tests.
         (self.folder / "ssh_config").touch()
         self.log = self.folder / "board.log"
+        kept = self.folder / "address"
+        self.address = kept.read_text() if kept.exists() else ""
+        # What starts a board that has no systemd starts the agent, too.
+        self.put("etc/rc.local", "#!/bin/sh\n[ ! -x /opt/fleet/run-agent ] || /opt/fleet/run-agent start\n", mode=0o755)
 
     def _file(self, path: str) -> Path:
         """A file of the board's disk, to be laid there at its next start."""
@@ -190,6 +195,7 @@ class Board:
             done = subprocess.run(command, capture_output=True, text=True)
             assert done.returncode == 0, f"{command}: {done.stderr}"
         self.address = there
+        (self.folder / "address").write_text(there)
 
     def link(self, state: str) -> None:
         """Pull the cable (``down``) or plug it in (``up``)."""
@@ -222,7 +228,9 @@ class Board:
         }
         return Device(**given)
 
-    async def run(self, *argv: str, user: str = ADMIN, deadline: float = COMMAND_DEADLINE, input: bytes = b"") -> Completed:
+    async def run(
+        self, *argv: str, user: str = ADMIN, deadline: float = COMMAND_DEADLINE, input: bytes = b""
+    ) -> Completed:
         """Run a command over SSH as ``user``."""
         session = await SshSession.open(self.device("arm64", user))
         try:

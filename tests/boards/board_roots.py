@@ -24,8 +24,8 @@ from pathlib import Path
 
 SUITE = "bookworm"
 #: Whoever sets a board up: one may do everything, one is asked for a password first.
-ADMIN, OPERATOR = "fleetadmin", "operator"
-_PACKAGES = ("openssh-server", "python3", "python3-venv", "sudo", "ca-certificates", "procps", "iproute2")
+ADMIN, OPERATOR = "fleetadmin", "fleetguest"
+_PACKAGES = ("openssh-server", "python3", "python3-venv", "sudo", "procps", "iproute2")
 #: What PyPI has no wheels of for armv7, as PYNQ's image brings it or the `arm` role installs it.
 _COMPILED = ("python3-numpy", "python3-zmq", "python3-psutil", "python3-zstandard", "python3-cryptography")
 _SETUP = f"""\
@@ -140,7 +140,9 @@ def _build(architecture: Architecture, folder: Path, made: Path) -> None:
         shutil.rmtree(building)  # of a build that was killed: its mounts went with its namespace
     archives = folder / f"{architecture.debian}.archives"
     (archives / "partial").mkdir(parents=True, exist_ok=True)
-    hook = f'mkdir -p "$1/var/cache/apt/archives" && mount --bind {shlex.quote(str(archives))} "$1/var/cache/apt/archives"'
+    hook = (
+        f'mkdir -p "$1/var/cache/apt/archives" && mount --bind {shlex.quote(str(archives))} "$1/var/cache/apt/archives"'
+    )
     command = [
         # Mounts of a namespace of their own end with it, however the build ends.
         *("unshare", "--mount", "--"),
@@ -150,7 +152,7 @@ def _build(architecture: Architecture, folder: Path, made: Path) -> None:
         *("--dpkgopt=force-unsafe-io", "--dpkgopt=path-exclude=/usr/share/man/*"),
         *("--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/locale/*"),
         *(f"--setup-hook={hook}", "--skip=essential/unlink,cleanup/apt/cache"),
-        f"--customize-hook=chroot \"$1\" sh -c {shlex.quote(_SETUP)}",
+        f'--customize-hook=chroot "$1" sh -c {shlex.quote(_SETUP)}',
         *(SUITE, str(building), *_sources()),
     ]
     # The temporary files of a root are a root.

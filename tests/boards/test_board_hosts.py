@@ -13,7 +13,7 @@ import pytest
 from agent_client import is_dead, wait_for
 from board_fixtures import Boards, board_roots, boards
 from board_hosts import Board, said
-from board_roots import ADMIN, ARCHITECTURES, OPERATOR
+from board_roots import ARCHITECTURES, OPERATOR
 from fleet_fixtures import run
 
 from targets.base import FleetError
