@@ -113,7 +113,7 @@ class AgentInfo(msgspec.Struct, kw_only=True):
 
 def write_info(home: Home, info: AgentInfo) -> None:
     info.started = info.started or time.time()
-    write_atomic(home.info, msgspec.json.format(msgspec.json.encode(info), indent=2) + b"\n", mode=0o600)
+    write_atomic(home.info, msgspec.json.format(msgspec.json.encode(info), indent=2) + b"\n", mode=0o640)
 
 
 def read_info(home: Home) -> AgentInfo:

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import socket
+import stat
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -100,6 +101,9 @@ def _run(options: argparse.Namespace) -> int:
     os.umask(0o077)
     memory.prepare()
     config.home.create()
+    if config.home.root.stat().st_mode & stat.S_IWGRP:
+        # It is shared with its group: who brings blobs over SSH does so under a name of their own.
+        os.umask(0o007)
     with _only_one(config.home):
         asyncio.run(_serve(config))
     return 0

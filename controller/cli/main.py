@@ -20,6 +20,7 @@ from controller.cli import (
     devices,
     doctor,
     errors,
+    inventory,
     keys,
     logs,
     profile,
@@ -59,6 +60,7 @@ for module in (
     runtime,
     doctor,
     keys,
+    inventory,
 ):
     module.register(app)
 
