@@ -24,6 +24,7 @@ from controller.cli import (
     keys,
     logs,
     profile,
+    provision,
     results,
     run,
     runtime,
@@ -61,6 +62,7 @@ for module in (
     doctor,
     keys,
     inventory,
+    provision,
 ):
     module.register(app)
 

@@ -18,7 +18,9 @@ Cell: TypeAlias = str | Text
 
 #: Characters of a bundle's or run's id that people see; commands take any unique prefix.
 SHORT = 12
-_GOOD = frozenset({"VALID", "active", "unchanged", "idle", "ok", "running", "good"})
+_GOOD = frozenset(
+    {"VALID", "active", "unchanged", "idle", "ok", "running", "good", "provisioned", "updated", "removed"}
+)
 _BAD = frozenset({"INVALID", "failed", "rolled-back", "error", "dead"}) | OUT_OF_REACH
 
 

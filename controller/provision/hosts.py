@@ -8,7 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from controller.home import Home
 from controller.inventory import Device
+from controller.provision.wheels import digest
 from controller.ssh.destination import Destination
 from targets.base import FleetError
 from targets.keys import Keys
@@ -114,3 +116,14 @@ def static(document: dict[str, Any], more: dict[str, dict[str, Any]]) -> dict[st
     groups = document["all"]["children"]
     children: dict[str, Any] = {name: {"hosts": {host: {} for host in document[name]["hosts"]}} for name in groups}
     return {"all": {"hosts": hosts, "children": children}}
+
+
+def bitstreams(device: Device, home: Home) -> list[dict[str, str]]:
+    """The published bitstreams of a board with VTA that lie in the cache, each with its SHA-256: it keeps them, too."""
+    from bitstreams import fetch, manifest
+
+    found = []
+    for known in manifest.known():
+        if known.board == device.target and (path := fetch.cached(known, home.cache / "bitstreams")) is not None:
+            found.append({"path": str(path), "sha256": digest(path)})
+    return found

@@ -34,7 +34,8 @@ _VERSION = re.compile(r"[0-9A-Za-z.+-]{1,32}")
 # Argument: the agent's home, or nothing. Prints the home, whether it can be read, whether the process of agent.json
 # lives, agent.json itself, and the keys in authorized/ and trusted/, in sections.
 _LOOK = """\
-home=${1:-${FLEET_AGENT_HOME:-$HOME/.local/share/fleet-agent}}
+home=${1:-${FLEET_AGENT_HOME:-$(sed -n 's/^FLEET_AGENT_HOME="\\(.*\\)"$/\\1/p' /etc/fleet/agent.env 2>/dev/null)}}
+home=${home:-$HOME/.local/share/fleet-agent}
 case $home in "~/"*) home=$HOME/${home#"~/"};; esac
 mark=$2; at=$home/agent.json
 echo "$home"
@@ -52,14 +53,15 @@ exit 0
 # Argument: a program. Prints where it is: the PATH of a command over SSH is short.
 _WHERE = """\
 case $1 in "~/"*) set -- "$HOME/${1#"~/"}";; esac
-for place in "" "$HOME/.local/bin/" /opt/fleet/bin/ /usr/local/bin/; do
+for place in "" "$HOME/.local/bin/" /opt/fleet/agent/bin/ /opt/fleet/bin/ /usr/local/bin/; do
   at=$(command -v "$place$1" 2>/dev/null) && { echo "$at"; exit 0; }
   case $1 in */*) exit 127;; esac
 done
 exit 127
 """
 
-# Arguments: seconds, the agent's home, what starts it. A user's service is preferred: it is there again after a reboot.
+# Arguments: seconds, the agent's home, what starts it. A service is preferred, the one of `fleet provision` or the
+# user's own: it is there again after a reboot, and a provisioned agent has a user of its own.
 # Else the agent is a session of its own, which outlives this connection. Waits for another agent.json than before; ends
 # with 125 and the agent's words when it ended badly, with 124 when the time was over.
 _START = """\
@@ -67,7 +69,12 @@ limit=$1 home=$2 pid=; shift 2
 umask 077
 mkdir -p "$home" || exit 126
 log=$home/start.log; before=$(cat "$home/agent.json" 2>/dev/null); : >"$log" || exit 126
-if command -v systemctl >/dev/null && systemctl --user cat fleet-agent.service >/dev/null 2>&1; then
+if [ -x /opt/fleet/activate ] && grep -qxF "FLEET_AGENT_HOME=\\"$home\\"" /etc/fleet/agent.env 2>/dev/null; then
+  set -- /opt/fleet/run-agent start
+  [ ! -d /run/systemd/system ] || set -- systemctl start fleet-agent.service
+  [ "$(id -u)" = 0 ] || set -- sudo -n "$@"
+  "$@" >"$log" 2>&1 || { cat "$log"; exit 125; }
+elif command -v systemctl >/dev/null && systemctl --user cat fleet-agent.service >/dev/null 2>&1; then
   systemctl --user start fleet-agent.service >"$log" 2>&1 || { cat "$log"; exit 125; }
 else
   setsid nohup "$@" </dev/null >"$log" 2>&1 &
