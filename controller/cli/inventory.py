@@ -25,7 +25,10 @@ def register(app: typer.Typer) -> None:
 
             from controller.provision import hosts
 
-            print_data(msgspec.json.format(msgspec.json.encode(hosts.dynamic(selection, fleet.keys)), indent=2) + b"\n")
+            print_data(
+                msgspec.json.format(msgspec.json.encode(hosts.dynamic(selection, fleet.keys, fleet.home)), indent=2)
+                + b"\n"
+            )
             return exits.GOOD
         rows = [[d.name, d.target, d.address or d.ssh or d.rpc or d.tracker] for d in selection]
         parts = []

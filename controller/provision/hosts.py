@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import targets
 from controller.home import Home
 from controller.inventory import Device
 from controller.provision.wheels import digest
@@ -18,12 +19,12 @@ from targets.keys import Keys
 _RPC_ANY = "0"
 
 
-def dynamic(devices: Iterable[Device], keys: Keys) -> dict[str, Any]:
+def dynamic(devices: Iterable[Device], keys: Keys, home: Home) -> dict[str, Any]:
     """The document of a dynamic inventory: groups by target (``target_arm64``) and label (``label_room_lab``).
 
     Boards without an SSH server and simulated ones are left out: nothing can be done about them in this way.
     """
-    hostvars = {device.name: variables(device, keys) for device in devices if not unreachable(device)}
+    hostvars = {device.name: variables(device, keys, home) for device in devices if not unreachable(device)}
     groups: dict[str, Any] = {}
     for device in devices:
         if device.name in hostvars:
@@ -46,7 +47,7 @@ def unreachable(device: Device) -> str:
     return ""
 
 
-def variables(device: Device, keys: Keys) -> dict[str, Any]:
+def variables(device: Device, keys: Keys, home: Home) -> dict[str, Any]:
     """Ansible's variables of a device. Raises FleetError ``bad-ssh``."""
     to = Destination.parse(device.ssh)
     given: dict[str, Any] = {
@@ -57,6 +58,9 @@ def variables(device: Device, keys: Keys) -> dict[str, Any]:
         "fleet_curve_public": keys.curve_public.decode(),
         "fleet_signing_public": keys.signing_public,
         "fleet_signing_key_id": keys.key_id,
+        # The playbooks take what targets bring for their boards from where this program has it.
+        "fleet_targets_path": str(Path(targets.__file__).parent),
+        "fleet_bitstreams": _bitstreams(device, home),
         **_listening(device),
     }
     if to.port:
@@ -118,7 +122,7 @@ def static(document: dict[str, Any], more: dict[str, dict[str, Any]]) -> dict[st
     return {"all": {"hosts": hosts, "children": children}}
 
 
-def bitstreams(device: Device, home: Home) -> list[dict[str, str]]:
+def _bitstreams(device: Device, home: Home) -> list[dict[str, str]]:
     """The published bitstreams of a board with VTA that lie in the cache, each with its SHA-256: it keeps them, too."""
     from bitstreams import fetch, manifest
 

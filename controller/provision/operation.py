@@ -34,7 +34,6 @@ _MOST = 16
 #: Tasks that a playbook comes by, roughly: how far it is.
 _TASKS = {"provision": 24, "update": 12, "remove": 8, "check": 24}
 _DONE: dict[Playbook, Status] = {"provision": "provisioned", "update": "updated", "remove": "removed"}
-_START = "Start it, or go back to the one before"
 
 # Argument: the look. As root, which the login is or becomes.
 _AS_ROOT = """\
@@ -105,7 +104,7 @@ async def provision(fleet: Fleet, selection: Sequence[Device], options: Provisio
         await _packages(fleet, works, options)
     ready = {work.device.name: work for work in works if not work.failed}
     if ready:
-        document = hosts.dynamic([work.device for work in ready.values()], fleet.keys)
+        document = hosts.dynamic([work.device for work in ready.values()], fleet.keys, fleet.home)
         inventory = hosts.static(document, {name: work.variables for name, work in ready.items()})
 
         def told(event: PlaybookEvent) -> None:
@@ -134,7 +133,7 @@ async def _look(fleet: Fleet, work: _Work, options: ProvisionOptions) -> None:
     try:
         if why := hosts.unreachable(device):
             raise FleetError(f"{device.name} cannot be provisioned: {why}", code="not-provisionable")
-        hosts.variables(device, fleet.keys)
+        hosts.variables(device, fleet.keys, fleet.home)
         session = await SshSession.open(device)
         try:
             argv = ["sh", "-c", _AS_ROOT, "root", boards.LOOK.read_text()]
@@ -186,8 +185,7 @@ async def _packages(fleet: Fleet, works: Sequence[_Work], options: ProvisionOpti
             _fail(fleet, work, found)
         else:
             work.report.agent = found.id
-            work.variables |= {"fleet_package": msgspec.to_builtins(found)}
-            work.variables["fleet_bitstreams"] = await asyncio.to_thread(hosts.bitstreams, work.device, fleet.home)
+            work.variables["fleet_package"] = msgspec.to_builtins(found)
 
 
 async def _package(fleet: Fleet, kind: Board, options: ProvisionOptions) -> Package | FleetError:

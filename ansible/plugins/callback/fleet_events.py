@@ -29,26 +29,26 @@ class CallbackModule(CallbackBase):
         self._tell("start", host.get_name(), task)
 
     def v2_runner_on_ok(self, result, **kwargs):
-        status = "changed" if result.result.get("changed") else "ok"
-        notes = result.result.get("msg") if "notes" in (result.task.tags or ()) else None
-        self._tell(status, result.host.get_name(), result.task, notes=notes if isinstance(notes, list) else None)
+        status = "changed" if _of(result).get("changed") else "ok"
+        notes = _of(result).get("msg") if "notes" in (_task(result).tags or ()) else None
+        self._tell(status, _host(result), _task(result), notes=notes if isinstance(notes, list) else None)
 
     def v2_runner_on_failed(self, result, ignore_errors=False, **kwargs):
-        self._tell("failed", result.host.get_name(), result.task, message=_words(result.result))
+        self._tell("failed", _host(result), _task(result), message=_words(_of(result)))
 
     def v2_runner_on_unreachable(self, result):
-        self._tell("unreachable", result.host.get_name(), result.task, message=_words(result.result))
+        self._tell("unreachable", _host(result), _task(result), message=_words(_of(result)))
 
     def v2_runner_on_skipped(self, result):
-        self._tell("skipped", result.host.get_name(), result.task)
+        self._tell("skipped", _host(result), _task(result))
 
     def v2_runner_item_on_ok(self, result):
-        if result.result.get("changed"):
-            label = result.result.get("_ansible_item_label", "")
-            self._tell("item", result.host.get_name(), result.task, item=str(label)[:_MOST])
+        if _of(result).get("changed"):
+            label = _of(result).get("_ansible_item_label", "")
+            self._tell("item", _host(result), _task(result), item=str(label)[:_MOST])
 
     def v2_runner_item_on_failed(self, result):
-        self._tell("item-failed", result.host.get_name(), result.task, message=_words(result.result))
+        self._tell("item-failed", _host(result), _task(result), message=_words(_of(result)))
 
     def v2_playbook_on_stats(self, stats):
         for host in stats.processed:
@@ -60,6 +60,19 @@ class CallbackModule(CallbackBase):
         line.update((key, value) for key, value in more.items() if value is not None)
         sys.stdout.write(json.dumps(line) + "\n")
         sys.stdout.flush()
+
+
+# Ansible 2.19 gave these names of their own.
+def _of(result):
+    return result.result if hasattr(result, "result") else result._result
+
+
+def _task(result):
+    return result.task if hasattr(result, "task") else result._task
+
+
+def _host(result):
+    return (result.host if hasattr(result, "host") else result._host).get_name()
 
 
 def _words(result):
