@@ -69,7 +69,7 @@ def build(
         root = _unpacked(_downloaded(name, version, cache / "sources"), folder)
         package = root / known.package
         include = headers.fit(architecture, folder / "python")
-        units = tuple(Unit(package / source, ("-std=c11",), (include,)) for source in known.sources)
+        units = tuple(Unit(package / source, ("-std=gnu11",), (include,)) for source in known.sources)
         library = Library("extension.so", units)
         made = objects.build([library], [], architecture, folder, cache / architecture.name, progress)
         suffix = f"cpython-{headers.tag.removeprefix('cp')}-{architecture.triple}.so"
