@@ -39,8 +39,8 @@ exec chroot "$m" "$@"
 
 
 def _lacking() -> str:
-    if not shutil.which("ansible-playbook") and not shutil.which("unshare"):
-        return "no unshare (util-linux)"
+    if not shutil.which("unshare") or not shutil.which("nsenter"):
+        return "no unshare and nsenter (util-linux)"
     if os.geteuid() != 0:
         return "a board of its own needs root"
     if "overlay" not in Path("/proc/filesystems").read_text():
@@ -94,8 +94,8 @@ class Board:
         server = self.host.server
         path.write_text(
             f"devices:\n  - name: {name}\n    target: {target}\n    labels: {{room: lab}}\n    ssh:\n"
-            f"      to: root@{self.host.address}\n      config: {server.config()}\n      identity: {server.client_key}\n"
-            f"      known_hosts: {server.known_hosts}\n{more}"
+            f"      to: root@{self.host.address}\n      config: {server.config()}\n"
+            f"      identity: {server.client_key}\n      known_hosts: {server.known_hosts}\n{more}"
         )
         return path
 
