@@ -59,7 +59,9 @@ class Router:
         self._admission = admission
         self._on_message, self._on_gone = on_message, on_gone
         self._context = zmq.asyncio.Context()
-        self._authenticator = AsyncioAuthenticator(self._context, log=logging.getLogger("agent.zap"))
+        self._authenticator = AsyncioAuthenticator(self._context)
+        # Not a parameter everywhere: Debian 12 has pyzmq 24.
+        self._authenticator.log = logging.getLogger("agent.zap")
         self._socket: zmq.asyncio.Socket | None = None
         self._receiving: asyncio.Task[None] | None = None
         self._endpoint = ""
