@@ -77,10 +77,12 @@ def compile_all(
     shutil.copytree(_HEADERS / "src" / "support", tree / "support")
     python = headers.fit(architecture, folder / "python")
     # The extension goes first: nothing else takes as long.
+    cython = shutil.copytree(sources.extension.parent, folder / "cython")
+    made_for_32_bits(cython / "tvm_ffi_python_object.h")
     core = Unit(
-        cythonised(sources.extension, folder / "core.cpp"),
+        cythonised(cython / sources.extension.name, folder / "core.cpp"),
         ("-std=c++17",),
-        (sources.extension.parent, python),
+        (cython, python),
     )
     ffi = (*_CPP, "-DTVM_FFI_EXPORTS", "-DTVM_FFI_USE_LIBBACKTRACE=0", "-DTVM_FFI_BACKTRACE_ON_SEGFAULT=0")
     runtime = (*_CPP, "-DTVM_RUNTIME_EXPORTS", f'-DTVM_VERSION="{sources.version}"')
@@ -96,6 +98,15 @@ def compile_all(
     ]
     includes = [_HEADERS / "include", *sources.includes]
     return objects.build(libraries, includes, architecture, folder, cache / architecture.name, progress)
+
+
+def made_for_32_bits(header: Path) -> None:
+    """Pad what precedes every object to the 16 bytes that it takes where pointers have 8. Raises FleetError."""
+    text, struct = header.read_text(), "struct PyCustomAllocHeader {\n"
+    if text.count(struct) != 1:
+        raise FleetError(f"the installed tvm_ffi is not one that this knows: {header.name}", code="no-tvm")
+    padding = "  char padding[2 * (8 - sizeof(void*))];\n"
+    header.write_text(text.replace(struct, f"{struct}#if UINTPTR_MAX == UINT32_MAX\n{padding}#endif\n"))
 
 
 def cythonised(source: Path, out: Path) -> Path:
