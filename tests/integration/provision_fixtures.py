@@ -99,8 +99,15 @@ class Board:
         )
         return path
 
+    def off(self) -> None:
+        """Switch it off: its first process ends, and so all of them."""
+        process, self.host.server.process = self.host.server.process, None
+        if process is not None:
+            process.kill()
+            process.wait(20)
+
     def close(self) -> None:
-        self.host.server.kill()
+        self.off()
         with contextlib.suppress(OSError):
             # The kernel keeps a folder of its own there, which its owner cannot read.
             shutil.rmtree(self.root)
