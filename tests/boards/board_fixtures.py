@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from board_fleet import BoardFleet
 from board_hosts import Board
-from board_roots import ARCHITECTURES, missing, root
+from board_roots import ARCHITECTURES, alone, cache_folder, missing, root
 
 Boards = Callable[..., Board]
 
@@ -21,6 +22,14 @@ def board_roots() -> dict[str, Path]:
     if reason:
         pytest.skip(reason)
     return {name: root(one) for name, one in ARCHITECTURES.items()}
+
+
+@pytest.fixture(scope="session")
+def own_runtime(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """TVM's runtime for armv7 is compiled, or was before: not by two workers at once."""
+    fleet = BoardFleet(tmp_path_factory.mktemp("runtime"))
+    with alone(cache_folder() / "runtime.lock"):
+        fleet.good("runtime", "build", "--arch", "armv7l", "-o", fleet.root)
 
 
 @pytest.fixture(scope="module")

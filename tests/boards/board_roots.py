@@ -119,7 +119,7 @@ def root(architecture: Architecture) -> Path:
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     made = folder / f"{architecture.debian}-{architecture.digest}"
-    with _alone(folder / f"{architecture.debian}.lock"):
+    with alone(folder / f"{architecture.debian}.lock"):
         register(architecture)
         if not made.exists():
             _build(architecture, folder, made)
@@ -188,7 +188,8 @@ def _sources() -> list[str]:
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def alone(path: Path) -> Iterator[None]:
+    """One process at a time, by a file that is locked."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 from agent_client import REPOSITORY, wait_for
-from board_fixtures import Boards, board_roots, boards
+from board_fixtures import Boards, board_roots, boards, own_runtime
 from board_fleet import BoardFleet, only
 from board_hosts import Board, said
 from board_memory import resident
 from fleet_fixtures import run
 
 pytestmark = [pytest.mark.boards, pytest.mark.timeout(1800)]
-__all__ = ["board_roots", "boards"]
+__all__ = ["board_roots", "boards", "own_runtime"]
 
 NET, ZOO = "shapes-classifier", "mobilenet_v2"
 MEGABYTE = 1e6
@@ -63,6 +63,8 @@ class Place:
 def place(request: pytest.FixtureRequest, boards: Boards, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """A board that was bare, and is provisioned."""
     architecture, target, runtime, option = request.param
+    if runtime == "own":
+        request.getfixturevalue("own_runtime")
     fleet = BoardFleet(tmp_path_factory.mktemp("fleet"))
     made = Place(boards(architecture, f"{target}-1"), fleet, target, runtime, option)
     done = fleet.one(*made.provision())

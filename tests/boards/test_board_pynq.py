@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from agent_client import REPOSITORY
-from board_fixtures import Boards, board_roots, boards
+from board_fixtures import Boards, board_roots, boards, own_runtime
 from board_fleet import BoardFleet, only
 from board_hosts import Board
 from pynq_boards import BITSTREAM, CONFIG, BoardAtHand
@@ -22,7 +22,7 @@ from pynq_boards import BITSTREAM, CONFIG, BoardAtHand
 from targets.vta.counters import NAMES
 
 pytestmark = [pytest.mark.boards, pytest.mark.timeout(1800), pytest.mark.xdist_group("pynq")]
-__all__ = ["board_roots", "boards"]
+__all__ = ["board_roots", "boards", "own_runtime"]
 
 NET = "shapes-classifier"
 MACHINE = "/srv/machine"
@@ -47,7 +47,7 @@ class PynqPlace:
 
 
 @pytest.fixture(scope="module")
-def pynq(boards: Boards, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PynqPlace]:
+def pynq(boards: Boards, own_runtime: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PynqPlace]:
     """A provisioned board of PYNQ 3.0."""
     root = tmp_path_factory.mktemp("pynq")
     machine = BoardAtHand(root / "machine", "pynq_3_0")
