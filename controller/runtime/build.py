@@ -80,8 +80,9 @@ def compile_all(
     cython = shutil.copytree(sources.extension.parent, folder / "cython")
     made_for_32_bits(cython / "tvm_ffi_python_object.h")
     core = Unit(
-        cythonised(cython / sources.extension.name, folder / "core.cpp"),
-        ("-std=c++17",),
+        cythonised(folder, f"{cython.name}/{sources.extension.name}", "core.cpp"),
+        # Of 100,000 lines of glue between Python and C++, which take minutes to optimise.
+        ("-std=c++17", "-O1"),
         (cython, python),
     )
     ffi = (*_CPP, "-DTVM_FFI_EXPORTS", "-DTVM_FFI_USE_LIBBACKTRACE=0", "-DTVM_FFI_BACKTRACE_ON_SEGFAULT=0")
@@ -94,7 +95,12 @@ def compile_all(
             needs=("libtvm_ffi.so",),
             rpath="$ORIGIN/../../tvm_ffi/lib",
         ),
-        Library("core.so", (core,), needs=("libtvm_ffi.so",), rpath="$ORIGIN/lib"),
+        Library(
+            "core.so",
+            (core, Unit(_HEADERS / "src" / "testing.cc")),
+            needs=("libtvm_ffi.so",),
+            rpath="$ORIGIN/lib",
+        ),
     ]
     includes = [_HEADERS / "include", *sources.includes]
     return objects.build(libraries, includes, architecture, folder, cache / architecture.name, progress)
@@ -109,11 +115,11 @@ def made_for_32_bits(header: Path) -> None:
     header.write_text(text.replace(struct, f"{struct}#if UINTPTR_MAX == UINT32_MAX\n{padding}#endif\n"))
 
 
-def cythonised(source: Path, out: Path) -> Path:
-    """The C++ of a module in Cython. Raises FleetError (``no-cython``)."""
-    command = [sys.executable, "-m", "cython", "--cplus", "-3", "--module-name", "tvm_ffi.core"]
-    command += [str(source), "-o", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_CYTHON_DEADLINE)
+def cythonised(folder: Path, source: str, out: str) -> Path:
+    """The C++ of a module in Cython, in ``folder``. Raises FleetError (``no-cython``)."""
+    command = [sys.executable, "-m", "cython", "--cplus", "-3", "--module-name", "tvm_ffi.core", source, "-o", out]
+    # The result says where its source lay: relative to here it is the same every time, and is compiled once.
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_CYTHON_DEADLINE)
     if done.returncode != 0:
         missing = "No module named" in done.stderr
         raise FleetError(
@@ -121,4 +127,4 @@ def cythonised(source: Path, out: Path) -> Path:
             code="no-cython",
             hint="pip install 'fleet-edge[runtime]'" if missing else "",
         )
-    return out
+    return folder / out
