@@ -34,6 +34,20 @@ def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("controller")
 
 
+#: What an agent does that ends a second after it has told that it is up.
+ENDS_SOON = """
+import os, pathlib, sys, threading, time
+def _end():
+    told = pathlib.Path("/var/lib/fleet/agent/agent.json")
+    while not (told.exists() and str(os.getpid()) in told.read_text()):
+        time.sleep(0.05)
+    time.sleep(1)
+    os._exit(7)
+if "run" in sys.argv:
+    threading.Thread(target=_end, daemon=True).start()
+"""
+
+
 class Controller:
     """`fleet` with one board in its inventory."""
 
@@ -102,7 +116,7 @@ def play(controller: Controller, playbook: str, *options: str) -> subprocess.Com
 
 
 @needs_board
-def test_a_bare_board_becomes_a_device_and_back(controller: Controller) -> None:
+def test_a_bare_board_becomes_a_device(controller: Controller) -> None:
     board = controller.board
     # Nothing is there, and looking changes nothing.
     status, report = controller.provision("--check")
@@ -143,6 +157,11 @@ def test_a_bare_board_becomes_a_device_and_back(controller: Controller) -> None:
     board.run("/opt/fleet/run-agent", "start")
     wait_for(lambda: controller.state() == "idle", "the agent after a start", 30)
 
+
+@needs_board
+def test_an_agent_that_does_not_come_up_gives_way_to_the_one_before(controller: Controller) -> None:
+    board = controller.board
+    first = controller.provision()[1]["agent"]
     # Another agent takes its place; releases and keys are what they were.
     mark = board.files / "var/lib/fleet/agent/store/mark"
     mark.write_text("kept")
@@ -164,7 +183,7 @@ def test_a_bare_board_becomes_a_device_and_back(controller: Controller) -> None:
         ("0.1.3-broken", "import sys\nif 'run' in sys.argv: raise SystemExit('this agent is broken')", back),
         (
             "0.1.4-short",
-            "import os, sys, threading\nif 'run' in sys.argv: threading.Timer(4.0, os._exit, (7,)).start()",
+            ENDS_SOON,
             back,
         ),
     ):
@@ -176,6 +195,14 @@ def test_a_bare_board_becomes_a_device_and_back(controller: Controller) -> None:
         assert board.run("readlink", "/opt/fleet/agent").strip() == f"agents/{second}"
         wait_for(lambda: controller.state() == "idle", "the agent before", 30)
 
+
+@needs_board
+def test_an_agent_is_taken_off_and_put_back(controller: Controller) -> None:
+    board = controller.board
+    assert controller.provision()[0] == 0
+    mark = board.files / "var/lib/fleet/agent/store/mark"
+    mark.write_text("kept")
+    key = (board.files / "var/lib/fleet/agent/keys/curve.pub").read_bytes()
     # Taken off, with its data left, and put back on with them.
     status, report = controller.provision("--remove", "--dry-run")
     assert (status, report["status"]) == (0, "would-change"), report
