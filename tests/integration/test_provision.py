@@ -125,7 +125,6 @@ def test_a_bare_board_becomes_a_device(controller: Controller) -> None:
     assert not (board.files / "opt/fleet").exists()
     status, report = controller.provision()
     assert (status, report["status"]) == (0, "provisioned"), report
-    first = report["agent"]
     assert controller.state() == "idle"
     # The agent is no root, and its home is its own and its group's.
     assert board.run("ps", "-o", "user=", "-p", pid(board)).strip() == "fleet"
