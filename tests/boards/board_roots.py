@@ -39,7 +39,7 @@ install -d -m 0700 -o {ADMIN} -g {ADMIN} /home/{ADMIN}/.ssh
 install -d -m 0700 -o {OPERATOR} -g {OPERATOR} /home/{OPERATOR}/.ssh
 rm -rf /usr/share/doc /usr/share/man /usr/share/locale
 """
-_BUILD_DEADLINE = 1500.0
+_BUILD_DEADLINE = 3600.0
 _BINFMT = Path("/proc/sys/fs/binfmt_misc")
 
 
@@ -144,8 +144,8 @@ def _build(architecture: Architecture, folder: Path, made: Path) -> None:
         f'mkdir -p "$1/var/cache/apt/archives" && mount --bind {shlex.quote(str(archives))} "$1/var/cache/apt/archives"'
     )
     command = [
-        # Mounts of a namespace of their own end with it, however the build ends.
-        *("unshare", "--mount", "--"),
+        # Processes and mounts of namespaces of their own end with them, however the build ends.
+        *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--"),
         *("mmdebstrap", "--mode=root", "--variant=minbase", f"--architectures={architecture.debian}"),
         f"--include={','.join(architecture.packages)}",
         *("--aptopt=APT::Keep-Downloaded-Packages true", "--aptopt=Acquire::Retries 3"),
@@ -159,17 +159,21 @@ def _build(architecture: Architecture, folder: Path, made: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(folder), "DEBIAN_FRONTEND": "noninteractive"}
     log = folder / f"{architecture.debian}.log"
     with log.open("wb") as output:
-        done = subprocess.run(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            timeout=_BUILD_DEADLINE,
-        )
-    if done.returncode != 0:
+        try:
+            status = subprocess.run(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                timeout=_BUILD_DEADLINE,
+            ).returncode
+        except subprocess.TimeoutExpired:
+            status = -1
+    if status != 0:
         words = log.read_text(errors="replace")[-2000:]
-        raise RuntimeError(f"no {architecture.debian} root file system, see {log}:\n{words}")
+        late = f", not within {_BUILD_DEADLINE:.0f} s" if status == -1 else ""
+        raise RuntimeError(f"no {architecture.debian} root file system{late}, see {log}:\n{words}")
     building.rename(made)
     shutil.rmtree(archives)
     for old in folder.glob(f"{architecture.debian}-*"):
