@@ -28,7 +28,7 @@ test: setup
 	$(BIN)/pytest -n $(PYTEST_WORKERS) --dist loadfile -m "not originals and not boards"
 
 test-boards: setup
-	$(BIN)/pytest -n $(PYTEST_WORKERS) --dist loadgroup -m boards tests/boards
+	$(BIN)/pytest -n $(PYTEST_WORKERS) --dist loadgroup -m boards tests/boards tests/integration/test_provision.py
 
 test-originals: setup originals
 	$(BIN)/pytest -m originals tests/integration

@@ -26,7 +26,8 @@ __all__ = ["bare_board", "network"]
 
 BIN = Path(sys.executable).parent
 # A whole agent, with packages of the index, in a home that all tests of a session share: it is made once.
-pytestmark = pytest.mark.timeout(600)
+# Run with `make test-boards`: each makes a bare host of this machine's files and provisions it, which takes minutes.
+pytestmark = [pytest.mark.boards, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="session")
