@@ -71,10 +71,10 @@ def pynq(boards: Boards, own_runtime: None, tmp_path_factory: pytest.TempPathFac
 
 
 def test_the_helper_is_where_only_root_writes_it_and_may_be_started_as_root(pynq: PynqPlace) -> None:
-    said = pynq.board.inside("stat", "-c", "%U %a", "/usr/local/lib/fleet/helper.py")
+    said = pynq.board.inside("stat", "-c", "%U %a", "/opt/fleet/helper.py")
     assert said.split() == ["root", "644"]
     allowed = pynq.board.inside("runuser", "-u", "fleet", "--", "sudo", "-n", "-l")
-    assert f"{IMAGE_PYTHON} /usr/local/lib/fleet/helper.py" in allowed and "NOPASSWD: ALL" not in allowed
+    assert f"{IMAGE_PYTHON} /opt/fleet/helper.py" in allowed and "NOPASSWD: ALL" not in allowed
 
 
 def test_a_network_on_the_accelerator(pynq: PynqPlace) -> None:

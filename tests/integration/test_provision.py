@@ -367,7 +367,7 @@ def test_roles_of_accelerators_tell_what_they_find(controller: Controller) -> No
         assert done.returncode == 0, done.stdout + done.stderr
         assert ("changed=0 " not in done.stdout) == changed, done.stdout
     assert "warning: no device tree" in done.stdout
-    assert board.run("stat", "-c", "%U %a", "/usr/local/lib/fleet/helper.py").strip() == "root 644"
+    assert board.run("stat", "-c", "%U %a", "/opt/fleet/helper.py").strip() == "root 644"
     assert "FLEET_PYNQ_HELPER=" in (board.files / "etc/fleet/agent.env").read_text()
     place = board.files / "var/lib/fleet/agent/store/incoming" / sha256
     assert place.read_bytes() == b"a bitstream"
