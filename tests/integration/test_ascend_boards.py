@@ -25,6 +25,9 @@ from targets.ascend.sim import board as boards
 from targets.ascend.sim.board import Board, Card, Fault, Faults
 from targets.ascend.sim.install import PREFIX, environment, install
 
+# Compilers run in these, on machines that others load too.
+pytestmark = pytest.mark.timeout(900)
+
 
 class Simulated:
     """One board of a yard, and the description of its hardware, which may change while it runs."""

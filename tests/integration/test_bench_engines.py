@@ -18,6 +18,9 @@ from controller.fleet import BenchOptions
 from controller.reports import EngineComparison, EngineReport
 from targets.base import FleetError
 
+# Compilers run in these, on machines that others load too.
+pytestmark = pytest.mark.timeout(900)
+
 __all__ = ["yard"]
 
 #: Other tests share this machine: its load is no reason here.

@@ -28,7 +28,11 @@ from targets.jetson.board_python import BoardError, BoardPython
 from targets.jetson.device import CACHE_SIZE, JetsonDevice
 from targets.jetson.runner import TorchRunner
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="these are about a machine without a GPU")
+pytestmark = [
+    pytest.mark.skipif(torch.cuda.is_available(), reason="these are about a machine without a GPU"),
+    # Compilers run in these, on machines that others load too.
+    pytest.mark.timeout(900),
+]
 
 
 @pytest.fixture(scope="module")

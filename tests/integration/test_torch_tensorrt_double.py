@@ -28,6 +28,9 @@ from targets.base import FleetError, Option
 from targets.jetson import board_python
 from targets.jetson.device import JetsonDevice
 
+# Compilers run in these, on machines that others load too.
+pytestmark = pytest.mark.timeout(900)
+
 VERSIONS = ("2.8.0", "2.14.0")
 EITHER = pytest.mark.parametrize("version", VERSIONS)
 
