@@ -8,15 +8,26 @@ from typing import Annotated
 import typer
 
 from controller.cli import exits
-from controller.cli.session import Session, command
+from controller.cli.session import Session, command, default
 from controller.cli.view import view
 
 _HELP = "TVM's runtime for boards that PyPI has no TVM for, or no room for the whole of it."
 
 
 def register(app: typer.Typer) -> None:
-    runtime = typer.Typer(help=_HELP, no_args_is_help=True)
+    runtime = typer.Typer(help=_HELP)
     app.add_typer(runtime, name="runtime")
+
+    @default(runtime)
+    def plain(session: Session) -> int:
+        """TVM's runtime for boards that PyPI has no TVM for, or no room for the whole of it."""
+        from controller.runtime.architectures import ALL
+
+        session.answer(
+            {"architectures": list(ALL)},
+            f"can be built for {', '.join(ALL)}: `fleet runtime build --arch ARCH` (a board's `uname -m`)",
+        )
+        return exits.GOOD
 
     @command(runtime, "build")
     def build(
