@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -59,6 +60,13 @@ def compile_source(source: str, architecture: str, release: Release = CUDA_13) -
     Raises:
         CUDACompilerError: with the compiler's own words, or for an architecture it does not know.
     """
+    # CUDA 11's compiler leaves the C locale behind in the thread that calls it (uselocale(3) is of a thread): Python
+    # would decode files and pipes as ASCII from then on.
+    with ThreadPoolExecutor(1, "nvrtc") as thread:
+        return thread.submit(_compile, source, architecture, release).result()
+
+
+def _compile(source: str, architecture: str, release: Release) -> bytes:
     nvrtc = _library(release)
     options = [f"--gpu-architecture={architecture}", "--std=c++17", "-default-device", "--disable-warnings"]
     options += [f"-I{folder}" for folder in include_folders(release)]

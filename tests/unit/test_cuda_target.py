@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from targets.base import FleetError, HardwareTarget, Requirements, find
 from targets.cuda import CUDA, architectures
 from targets.cuda.device import here, other_kernels, too_old
 from targets.cuda.gpu import GPU
-from targets.cuda.nvrtc import CUDACompilerError, compile_source, supported
+from targets.cuda.nvrtc import CUDA_11, CUDA_13, CUDACompilerError, Release, compile_source, supported
 
 H200 = GPU("H200", 90, "580.1", (13, 0))
 
@@ -84,6 +85,13 @@ def test_code_and_errors_of_the_compiler() -> None:
         compile_source("__global__ void f() { nothing(); }", "sm_80")
     with pytest.raises(CUDACompilerError, match="sm_999"):
         compile_source(source, "sm_999")
+
+
+@pytest.mark.parametrize("release", [CUDA_11, CUDA_13], ids=["11", "13"])
+def test_the_compiler_leaves_the_locale_alone(release: Release) -> None:
+    before = locale.nl_langinfo(locale.CODESET)
+    assert compile_source("__global__ void f() {}", "sm_87", release)[:4] == b"\x7fELF"
+    assert locale.nl_langinfo(locale.CODESET) == before
 
 
 def test_a_classifier_is_built(tmp_path: Path) -> None:
