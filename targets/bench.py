@@ -35,6 +35,7 @@ query before these, which is not counted, tells how long they will take.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -166,7 +167,7 @@ class _Arm:
         return max(defaults.BENCH_STEADY, min(self.explained, defaults.BENCH_STEADY_NOISE))
 
 
-class _Carried:
+class _Carried(ABC):
     """What plans have in common: the block that is asked for, and what the arms gave."""
 
     def __init__(self, spec: Spec, arms: int) -> None:
@@ -206,8 +207,9 @@ class _Carried:
             arm.measured(values)
         self._block = self._following()
 
+    @abstractmethod
     def _following(self) -> Block | None:
-        raise NotImplementedError
+        """The block after the one that was fed."""
 
     def samples(self, arm: int = 0) -> list[float]:
         """Measured latencies in milliseconds, in the order they were taken."""
@@ -264,12 +266,16 @@ class Plan(_Carried):
         return found
 
     def _done(self, arm: _Arm) -> float:
-        if arm.queries >= MAX_SAMPLES // len(self._arms):
+        if self._room(arm) < 2:
             return 1.0
         shares = [arm.queries / self.needed, len(arm.blocks) / self._fewest]
         if self.spec.min_duration > 0:
             shares.append(arm.seconds / self.spec.min_duration)
         return min(1.0, *shares)
+
+    def _room(self, arm: _Arm) -> int:
+        """Queries that may still be measured; a round measures an arm twice."""
+        return MAX_SAMPLES // len(self._arms) - arm.queries
 
     def _following(self) -> Block | None:
         self._step += 1
@@ -313,7 +319,9 @@ class Plan(_Carried):
         seconds = max(self.spec.min_duration, self.needed * latency) / self._fewest
         seconds = min(self._block_seconds if least == 1 else BLOCKED_LONGEST, seconds)
         queries = max(least, round(seconds / latency))
-        return min(queries, MAX_SAMPLES // (len(self._arms) * self._fewest))
+        halves = 2 if self._step % (2 * len(self._arms)) == 0 else 1
+        room = min(self._room(arm) for arm in self._arms) // halves
+        return min(queries, MAX_SAMPLES // (len(self._arms) * self._fewest), room)
 
 
 class NotebookPlan(_Carried):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from agent.protocol import BenchSpec
@@ -151,6 +151,7 @@ def test_a_warm_up_within_one_start_is_judged_in_parts() -> None:
     duration=st.floats(0, 5),
     wanted=st.floats(0, 1e6),
 )
+@example(latency=1e-5, noise=0.18436462340462595, arms=1, duration=4.963443887750512, wanted=0.0)
 def test_time_is_bounded_whatever_an_engine_wants(
     latency: float, noise: float, arms: int, duration: float, wanted: float
 ) -> None:
