@@ -90,8 +90,8 @@ def measure(home: Home, devices: Sequence[Device], asked: argparse.Namespace) ->
     size, board = int(asked.size * 1_000_000), devices[0]
     ways: dict[str, Callable[[], dict[str, float]]] = {
         "scp": lambda: timed_scp(home, board, size),
-        "one blob": lambda: asyncio.run(timed_push(home, board, made(home, [size]))),
-        f"{BLOBS} blobs": lambda: asyncio.run(timed_push(home, board, made(home, [size // BLOBS] * BLOBS))),
+        "one blob": lambda: asyncio.run(timed_push(home, board, random_bundle(home, [size]))),
+        f"{BLOBS} blobs": lambda: asyncio.run(timed_push(home, board, random_bundle(home, [size // BLOBS] * BLOBS))),
     }
     taken: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     for turn in range(asked.repeats + 1):
@@ -150,7 +150,7 @@ async def timed_push(home: Home, board: Device, bundle: Bundle) -> dict[str, flo
 
 async def identical(home: Home, board: Device, size: int) -> dict[str, float]:
     """Push a bundle twice; bytes and seconds of the second time."""
-    bundle, first, second = made(home, [size // BLOBS] * BLOBS), Traffic(), Traffic()
+    bundle, first, second = random_bundle(home, [size // BLOBS] * BLOBS), Traffic(), Traffic()
     async with opened(home, board) as session:
         await push(session, bundle, first, ignore)
         started = time.perf_counter()
@@ -164,7 +164,7 @@ def many(home: Home, devices: Sequence[Device], size: int, one: float, repeats: 
     """Seconds of a push to all boards at once, from nothing, and the most memory of the process that does it."""
     seconds, memory = [], 0
     for _ in range(repeats):
-        bundle = made(home, [size])
+        bundle = random_bundle(home, [size])
         os.sync()
         # A fresh process: what was measured before has left nothing in it.
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as apart:
@@ -199,12 +199,12 @@ def opened(home: Home, device: Device) -> Session:
     return Session(device, Keys(home.keys), holder="benchmark", lease=True, lease_wait=30, listener=ignore)
 
 
-def made(home: Home, sizes: Sequence[int]) -> Bundle:
-    """A bundle of random bytes, as far as a push looks into it."""
-    blobs = BlobDir(home.cache / "blobs")
+def bundle_of(root: Path, *contents: bytes) -> Bundle:
+    """A bundle of these files, as far as a push looks into it; its blobs below ``root``."""
+    blobs = BlobDir(root / "blobs")
     files = tuple(
-        FileEntry(path=f"{n}.bin", size=size, sha256=blobs.add_bytes(os.urandom(size)), role="extra")
-        for n, size in enumerate(sizes)
+        FileEntry(path=f"{n}.bin", size=len(data), sha256=blobs.add_bytes(data), role="extra")
+        for n, data in enumerate(contents)
     )
     manifest = Manifest(
         model=ModelInfo(name="benchmark", source_sha256="0" * 64, origin="benchmark"),
@@ -221,6 +221,10 @@ def made(home: Home, sizes: Sequence[int]) -> Bundle:
         files=files,
     )
     return Bundle(id="", manifest=manifest, manifest_bytes=b"", blobs=blobs, signature=None)
+
+
+def random_bundle(home: Home, sizes: Sequence[int]) -> Bundle:
+    return bundle_of(home.cache, *(os.urandom(size) for size in sizes))
 
 
 def forget(bundle: Bundle) -> None:

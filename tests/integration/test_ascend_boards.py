@@ -172,13 +172,17 @@ def test_atc_fails_and_its_code_is_explained(simulated: Simulated) -> None:
     _refused(simulated, report, "EZ3003: an operator is not there for this chip", before)
 
 
+def _start_again(simulated: Simulated, boards: Yard) -> None:
+    """The agent, with what the environment says now: deadlines of tools are read from there."""
+    boards.kill(simulated.device.name)
+    boards.up(1, target="ascend")
+    [simulated.device] = boards.everything
+
+
 def test_atc_that_hangs(simulated: Simulated, yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     before = simulated.deploy().bundle
-    # The agent's environment says how long: it is started again with another one.
     monkeypatch.setenv(atc.DEADLINE_VARIABLE, "3")
-    yard.kill(simulated.device.name)
-    yard.up(1, target="ascend")
-    [simulated.device] = yard.everything
+    _start_again(simulated, yard)
     simulated.change(faults=Faults(atc=Fault("hang")))
     begin = time.monotonic()
     _refused(simulated, simulated.deploy("shapes-ssd"), "atc did not end within 3 s", before)
@@ -189,9 +193,7 @@ def test_atc_that_hangs(simulated: Simulated, yard: Yard, monkeypatch: pytest.Mo
 def test_ais_bench_that_hangs(simulated: Simulated, yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     before = simulated.deploy().bundle
     monkeypatch.setenv(ais_bench.DEADLINE_VARIABLE, "3")
-    yard.kill(simulated.device.name)
-    yard.up(1, target="ascend")
-    [simulated.device] = yard.everything
+    _start_again(simulated, yard)
     simulated.change(faults=Faults(ais_bench=Fault("hang")))
     result = simulated.bench()
     assert isinstance(result, RunReport) and "ais_bench did not end within 3 s" in result.reason

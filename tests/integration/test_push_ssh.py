@@ -18,14 +18,13 @@ from agent_client import Agent, Refused, running_agent
 from ssh_fixtures import Server, needs_sshd, sshd
 
 from agent import protocol as p
+from benchmarks.ssh import bundle_of
 from controller.events import Event, Message, Progress, ignore
 from controller.inventory import Device
 from controller.prepare import Bundle
 from controller.push import Traffic, push
 from controller.session import CUT, Session
-from targets.base import FleetError, Requirements
-from targets.blobs import BlobDir
-from targets.bundle import FileEntry, Golden, Manifest, ModelInfo
+from targets.base import FleetError
 from targets.keys import Keys
 from targets.waiting import within
 
@@ -82,30 +81,6 @@ class Board:
 def board(tmp_path: Path, sshd: Server) -> Iterator[Board]:
     with running_agent(tmp_path) as agent:
         yield Board(agent, sshd, tmp_path)
-
-
-def bundle_of(root: Path, *contents: bytes) -> Bundle:
-    """A bundle of these files, as far as a push looks into it."""
-    blobs = BlobDir(root / "blobs")
-    files = tuple(
-        FileEntry(path=f"{n}.bin", size=len(data), sha256=blobs.add_bytes(data), role="extra")
-        for n, data in enumerate(contents)
-    )
-    manifest = Manifest(
-        model=ModelInfo(name="m", source_sha256="0" * 64, origin="test"),
-        target="numpy",
-        toolchain={},
-        options={},
-        inputs=(),
-        outputs=(),
-        entry="0.bin",
-        parameters=(),
-        engine="",
-        requirements=Requirements(),
-        golden=Golden(inputs=(), outputs=(), rtol=0, atol=0, reference=""),
-        files=files,
-    )
-    return Bundle(id="", manifest=manifest, manifest_bytes=b"", blobs=blobs, signature=None)
 
 
 def test_large_blobs_go_as_files_small_ones_as_messages_and_nothing_twice(board: Board, tmp_path: Path) -> None:
