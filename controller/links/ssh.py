@@ -10,7 +10,8 @@ import re
 
 from controller.inventory import Device
 from controller.links.base import Link
-from controller.ssh.agent import RemoteAgent, find_agent
+from controller.ssh.agent import find_agent
+from controller.ssh.look import RemoteAgent
 from controller.ssh.session import SshSession
 from targets.base import FleetError
 from targets.keys import Keys

@@ -6,15 +6,12 @@ Who has a shell on the board may do all of this; nothing of it goes beyond what 
 from __future__ import annotations
 
 import asyncio
-import json
-import re
 import time
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from controller.inventory import Device
 from controller.printable import printable
+from controller.ssh.look import LOOK_DEADLINE, Found, RemoteAgent, look
 from controller.ssh.session import SshSession
 from targets.base import FleetError
 
@@ -23,32 +20,8 @@ if TYPE_CHECKING:
 
 #: Seconds until a started agent answers: Python on a board of 2012 takes ten.
 START_DEADLINE = 60.0
-_LOOK_DEADLINE = 20.0
 _POLL = 0.3
 _PROGRAM = "fleet-agent"
-_MARK = "fleet-agent-look"
-# Z85, and what printable names and paths are.
-_PUBLIC = re.compile(r"[0-9A-Za-z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
-_VERSION = re.compile(r"[0-9A-Za-z.+-]{1,32}")
-
-# Argument: the agent's home, or nothing. Prints the home, whether it can be read, whether the process of agent.json
-# lives, agent.json itself, and the keys in authorized/ and trusted/, in sections.
-_LOOK = """\
-home=${1:-${FLEET_AGENT_HOME:-$(sed -n 's/^FLEET_AGENT_HOME="\\(.*\\)"$/\\1/p' /etc/fleet/agent.env 2>/dev/null)}}
-home=${home:-$HOME/.local/share/fleet-agent}
-case $home in "~/"*) home=$HOME/${home#"~/"};; esac
-mark=$2; at=$home/agent.json
-echo "$home"
-if [ -d "$home" ] && [ ! -x "$home" ] || [ -e "$at" ] && [ ! -r "$at" ]; then echo denied; exit; fi
-pid=$(sed -n 's/^ *"pid": *\\([0-9]*\\),*$/\\1/p' "$at" 2>/dev/null | head -n 1)
-if [ -n "$pid" ] && { kill -0 "$pid" 2>/dev/null || [ -d "/proc/$pid" ]; }; then echo alive; else echo none; fi
-echo "$mark"; head -c 65536 "$at" 2>/dev/null
-for keys in authorized trusted; do
-  echo; echo "$mark"
-  for key in "$home/$keys"/*.pub; do [ -f "$key" ] && head -c 4096 "$key" && echo; done
-done
-exit 0
-"""
 
 # Argument: a program. Prints where it is: the PATH of a command over SSH is short.
 _WHERE = """\
@@ -92,30 +65,6 @@ done
 """
 
 
-class RemoteAgent(msgspec.Struct, kw_only=True, frozen=True):
-    """An agent that runs on a board: its ports are on the board's loopback."""
-
-    name: str
-    target: str
-    pid: int
-    port: int
-    #: Of its TVM RPC listener; 0 when it has none.
-    rpc_port: int
-    #: Its CURVE public key in Z85: read over an authenticated connection, so it needs no line in the inventory.
-    public: str
-    home: str
-    version: str
-
-
-class _Found(msgspec.Struct, kw_only=True, frozen=True):
-    """What lies in an agent's home."""
-
-    home: str
-    agent: RemoteAgent | None
-    authorized: frozenset[str]
-    trusted: frozenset[str]
-
-
 async def find_agent(
     session: SshSession, device: Device, *, keys: Keys | None = None, start: bool = True
 ) -> RemoteAgent:
@@ -125,7 +74,7 @@ async def find_agent(
     ``agent-failed`` with its own words when it does not start, ``agent-home`` for a home that this login cannot read,
     ``wrong-key`` when the inventory gives another key for it.
     """
-    found = await _look(session, device)
+    found = await look(session, device)
     agent = found.agent
     runs = agent is not None and await _answers(session, agent)
     if not runs:
@@ -160,48 +109,6 @@ async def _answers(session: SshSession, agent: RemoteAgent) -> bool:
     return True
 
 
-async def _look(session: SshSession, device: Device) -> _Found:
-    done = await session.run(["sh", "-c", _LOOK, "look", device.agent_home, _MARK], deadline=_LOOK_DEADLINE)
-    # A home's name is the first line; nobody's key or JSON holds the mark.
-    head, *sections = done.stdout.split(f"{_MARK}\n")
-    lines = head.splitlines()
-    if len(lines) >= 2 and lines[1] == "denied":
-        raise FleetError(
-            f"the agent's directory {printable(lines[0])} on {device.name} cannot be read as {session}",
-            code="agent-home",
-            hint="log in as who runs the agent, or name another directory: `agent: {home: …}` in fleet.yaml",
-        )
-    if len(lines) < 2 or len(sections) != 3 or not lines[0].startswith("/"):
-        words = printable((done.stderr.strip() or done.stdout.strip())[-300:])
-        raise FleetError(
-            f"{device.name} ({session}) has no POSIX shell that can be used: {words or 'it said nothing'}",
-            code="agent-missing",
-        )
-    info, authorized, trusted = sections
-    return _Found(
-        home=lines[0],
-        agent=_parsed(info, lines[0], device) if lines[1] == "alive" else None,
-        authorized=frozenset(authorized.split()),
-        trusted=frozenset(trusted.split()),
-    )
-
-
-def _parsed(text: str, home: str, device: Device) -> RemoteAgent:
-    """``agent.json``, checked. Raises FleetError ``agent-failed``."""
-    try:
-        info = msgspec.convert({**json.loads(text), "home": home}, RemoteAgent)
-        fits = 0 < info.port < 65536 and 0 <= info.rpc_port < 65536
-        if fits and _PUBLIC.fullmatch(info.public) and _VERSION.fullmatch(info.version):
-            return info
-    except (ValueError, TypeError):
-        pass
-    raise FleetError(
-        f"{printable(home)}/agent.json on {device.name} is not what an agent writes",
-        code="agent-failed",
-        hint="remove it, and the agent is started anew",
-    )
-
-
 # --- Starting -----------------------------------------------------------------------------------
 
 
@@ -209,10 +116,10 @@ async def _start(session: SshSession, device: Device, home: str, program: str) -
     options = ("run", "--target", device.target, "--name", device.name, "--home", home)
     command = (program, *(device.agent_command[1:] if device.agent_command else options))
     argv = ["sh", "-c", _START, "start", f"{START_DEADLINE:.0f}", home, *command]
-    done = await session.run(argv, deadline=START_DEADLINE + _LOOK_DEADLINE)
-    deadline = time.monotonic() + _LOOK_DEADLINE
+    done = await session.run(argv, deadline=START_DEADLINE + LOOK_DEADLINE)
+    deadline = time.monotonic() + LOOK_DEADLINE
     while True:
-        agent = (await _look(session, device)).agent
+        agent = (await look(session, device)).agent
         if agent is not None and await _answers(session, agent):
             return agent
         # Of two controllers that start it at once, one is told so by the agent's lock, and waits for the other's.
@@ -223,7 +130,7 @@ async def _start(session: SshSession, device: Device, home: str, program: str) -
 
 async def _program(session: SshSession, device: Device, name: str) -> str:
     """Where a program is on the board. Raises FleetError ``agent-missing``."""
-    done = await session.run(["sh", "-c", _WHERE, "where", name], deadline=_LOOK_DEADLINE)
+    done = await session.run(["sh", "-c", _WHERE, "where", name], deadline=LOOK_DEADLINE)
     at = done.stdout.strip()
     if done.status or not at.startswith("/"):
         raise FleetError(
@@ -252,7 +159,7 @@ async def _authorize(session: SshSession, device: Device, home: str, keys: Keys)
         )
 
 
-def _admitted(found: _Found, keys: Keys) -> bool:
+def _admitted(found: Found, keys: Keys) -> bool:
     """Whether the agent lets us in and takes what we sign; with nobody in ``trusted`` it takes anybody's."""
     signs = not found.trusted or keys.signing_public in found.trusted
     return keys.curve_public.decode() in found.authorized and signs

@@ -19,6 +19,10 @@ from targets.defaults import HEARTBEAT_INTERVAL, SUSPECT_AFTER
 
 #: More jump hosts than anybody has: the configuration runs in a circle.
 _MOST_HOPS = 8
+#: With AES instructions this takes a quarter of ChaCha20's time, which is the first choice of OpenSSH and asyncssh.
+_FASTEST = "aes128-gcm@openssh.com"
+#: Targets of which some boards have no such instructions: Cortex-A7 and A9, and Raspberry Pi before the 5.
+_WITHOUT_AES = frozenset({"arm64", "armv7", "pynq"})
 _USER_CONFIG = "~/.ssh/config"
 
 
@@ -90,6 +94,8 @@ async def _hop(to: Destination, device: Device, *, identity: str) -> Hop:
     more: dict[str, Any] = {"known_hosts": host_keys.match}
     if config.get("HostKeyAlgorithms") is None:
         more["server_host_key_algs"] = host_keys.algorithms
+    if config.get("Ciphers") is None and device.target not in _WITHOUT_AES:
+        more["encryption_algs"] = f"^{_FASTEST}"
     resolved = Destination(host=options.host, user=options.username, port=options.port)
     return Hop(
         name=str(resolved if options.port != 22 else replace(resolved, port=0)),

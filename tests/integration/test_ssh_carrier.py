@@ -33,6 +33,8 @@ from controller.fleet import BenchOptions, Fleet
 from controller.inventory import Device
 from controller.inventory_edit import add
 from controller.session import Session
+from controller.ssh.look import Found, _ask, _read
+from controller.ssh.session import SshSession
 from targets.base import FleetError
 from targets.keys import Keys
 
@@ -141,6 +143,25 @@ def test_an_agent_after_a_power_cut_is_started_again(board: Board) -> None:
     info.write_text(json.dumps({**left, "pid": os.getpid()}, indent=2))
     reached(board, board.device())
     assert board.pid not in (os.getpid(), left["pid"])
+
+
+def test_files_tell_what_a_shell_tells(board: Board, tmp_path: Path) -> None:
+    """Of an agent that runs; of one that does not, a shell says why."""
+    reached(board, board.device())
+    (board.agent_home / "trusted" / "other.pub").write_text("another key\n")
+
+    async def found(device: Device) -> tuple[Found | None, Found]:
+        session = await SshSession.open(device)
+        try:
+            return await _read(session, device), await _ask(session, device)
+        finally:
+            await session.close()
+
+    read, asked = run(found(board.device()))
+    assert read == asked and read.agent is not None and {"another", "key"} < read.trusted
+    away = str(tmp_path / "away")
+    read, asked = run(found(board.device(agent_home=away)))
+    assert read is None and asked == Found(home=away, agent=None, authorized=frozenset(), trusted=frozenset())
 
 
 def test_looking_starts_nothing(board: Board) -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from controller.ssh.agent import _LOOK, _MARK
 from controller.ssh.commands import _KEEPER
+from controller.ssh.look import _LOOK, _MARK
 
 SHELLS = {"dash": ["dash"], "bash": ["bash"], "bash as sh": ["bash", "--posix"], "busybox": ["busybox", "sh"]}
 #: Takes no notice of TERM, neither does its child.

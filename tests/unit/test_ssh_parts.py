@@ -161,10 +161,10 @@ def test_no_files_of_the_user_is_no_permission(tmp_path: Path) -> None:
 # --- Routes -------------------------------------------------------------------------------------
 
 
-def hops(tmp_path: Path, config: str, to: str, **more: str) -> list[Hop]:
+def hops(tmp_path: Path, config: str, to: str, *, target: str = "x86", **more: str) -> list[Hop]:
     path = tmp_path / "config"
     path.write_text(config)
-    return asyncio.run(route(Device(name="b", target="x86", ssh=to, ssh_config=str(path), **more)))  # type: ignore[arg-type]
+    return asyncio.run(route(Device(name="b", target=target, ssh=to, ssh_config=str(path), **more)))  # type: ignore[arg-type]
 
 
 def names(found: list[Hop]) -> list[str]:
@@ -226,6 +226,19 @@ def test_nothing_of_ours_goes_to_the_board(tmp_path: Path) -> None:
     (hop,) = hops(tmp_path, config, "b")
     assert not hop.options.agent_forward_path and not hop.options.x11_forwarding
     assert not hop.options.password_auth and not hop.options.kbdint_auth
+
+
+@pytest.mark.parametrize(
+    ("target", "config", "first"),
+    [
+        ("jetson", "", b"aes128-gcm@openssh.com"),
+        ("pynq", "", b"chacha20-poly1305@openssh.com"),
+        ("jetson", "Ciphers aes256-ctr\n", b"aes256-ctr"),
+    ],
+)
+def test_the_cipher_is_what_the_board_is_fast_at(tmp_path: Path, target: str, config: str, first: bytes) -> None:
+    (hop,) = hops(tmp_path, f"Host *\n{config}", "b", target=target)
+    assert hop.options.encryption_algs[0] == first
 
 
 @pytest.mark.parametrize(
