@@ -134,7 +134,7 @@ class Bencher:
             if block.phase != phase:
                 phase = block.phase
                 tell(p.Stage(stage=phase), False)
-            seconds, answer = await self._run_block(workers[block.arm], block)
+            seconds, answer = await self._run_block(workers[block.arm], block, awake=len(arms) == 1)
             clock = answer.clock
             plan.feed(block, seconds, answer.least)
             if phase == "measure":
@@ -145,8 +145,8 @@ class Bencher:
             batch.send(1.0)
         return clock
 
-    async def _run_block(self, worker: Worker, block: Block) -> tuple[Seconds, c.Measured]:
-        call = c.Measure(queries=block.queries, clock=block.clock, together=block.phase == "warmup")
+    async def _run_block(self, worker: Worker, block: Block, *, awake: bool) -> tuple[Seconds, c.Measured]:
+        call = c.Measure(queries=block.queries, clock=block.clock, together=block.phase == "warmup", awake=awake)
         answer = await worker.call(call, c.Measured, self._config.call_deadline + _PATIENCE * block.seconds)
         if len(answer.seconds) % 8:
             raise FleetError("the runner gave latencies that cannot be read", code="bad-samples")

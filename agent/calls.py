@@ -74,12 +74,14 @@ class Measure(Call, tag="measure", kw_only=True):
     """Run ``queries`` times on the first golden input.
 
     ``clock``: ``host`` asks for that of `targets.base.HostTimed`, from a runner that has it. With ``together``, queries
-    on the host's clock are waited for once: each is said to have taken the same.
+    on the host's clock are waited for once: each is said to have taken the same. ``awake``: the next call follows at
+    once, and until then the processor is kept busy (`targets.awake`).
     """
 
     queries: int
     clock: Literal["engine", "host"] = "engine"
     together: bool = False
+    awake: bool = False
 
 
 class Measured(Call, tag="measured", kw_only=True):

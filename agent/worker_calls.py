@@ -16,7 +16,8 @@ from agent.golden import compare
 from agent.store import StoredBundle, load_bundle
 from agent.tensors import from_bytes, spec_of, to_bytes
 from targets import base
-from targets.base import Blocked, Counting, FleetError, HostTimed, Profiling, Runner, TellingDevice, TensorSpec
+from targets.awake import wait_awake
+from targets.base import Awake, Blocked, Counting, FleetError, HostTimed, Profiling, Runner, TellingDevice, TensorSpec
 from targets.cores import usable
 
 
@@ -33,8 +34,10 @@ class Worker:
         self._connection = connection
         with connection.makefile("rb") as stream:
             while len(head := stream.read(c.LENGTH.size)) == c.LENGTH.size:
-                data = stream.read(c.LENGTH.unpack(head)[0])
-                connection.sendall(c.frame(self._answer(c.calls.decode(data))))
+                call = c.calls.decode(stream.read(c.LENGTH.unpack(head)[0]))
+                connection.sendall(c.frame(self._answer(call)))
+                if isinstance(call, c.Measure) and call.awake and not isinstance(self._runner, Awake | Blocked):
+                    wait_awake(connection.fileno())
 
     def _answer(self, call: c.AnyCall) -> c.Answer:
         try:
@@ -119,6 +122,8 @@ class Worker:
 
     def _measure(self, call: c.Measure) -> c.Measured:
         runner = self._ready()
+        if isinstance(runner, Awake):
+            runner.awake = call.awake
         timed = runner if call.clock == "host" and isinstance(runner, HostTimed) else None
         if timed is None:
             seconds = runner.measure(call.queries)

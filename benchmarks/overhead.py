@@ -4,9 +4,9 @@
 
 Both sides measure the same network with the same threads, in turn, each in processes of its own. The torch loop loads
 the network's ``.pt2`` and times call after call; the board is a simulated Jetson with the engine ``eager``. ais_bench
-is called with the very ``.om`` that a simulated Ascend board has compiled, with as many loops as `fleet bench` took
-queries. A ratio is of the medians of two neighbouring runs; what counts is the median of the ratios, asked to be below
-1.02. Nothing here is asserted: run it on a quiet machine.
+is called with the very ``.om`` that a simulated Ascend board has compiled, on random numbers, with as many loops as
+`fleet bench` took queries. A ratio is of the medians of two neighbouring runs; what counts is the median of the ratios,
+asked to be below 1.02. Nothing here is asserted: run it on a quiet machine.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from agent.protocol import BenchSpec, RunResult
 from controller import sim, sources
@@ -117,6 +119,11 @@ def loop(path: str, threads: int, seconds: float) -> None:
 
 async def ais_bench(home: Home, asked: argparse.Namespace) -> dict[str, Any]:
     board = Board(home, "ascend", asked, {})
+    inputs = []
+    for index, spec in enumerate(sources.resolve(asked.model, weights="random:0", home=home).inputs):
+        inputs.append(home.state / f"{index}.bin")
+        shape = [max(side, 1) for side in spec.shape]
+        np.random.default_rng(0).random(shape).astype(spec.dtype).tofile(inputs[-1])
     here = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
     def by_hand(queries: int) -> list[float]:
@@ -126,6 +133,7 @@ async def ais_bench(home: Home, asked: argparse.Namespace) -> dict[str, Any]:
         (settings,) = [path for path in folder.rglob("set_env.sh") if "toolkit" in str(path)]
         with tempfile.TemporaryDirectory(dir=home.state) as output:
             tool = ["python3", "-m", "ais_bench", "--model", str(model), "--device", "0", "--loop", str(queries)]
+            tool += ["--input", ",".join(map(str, inputs))]
             tool += ["--output", output, "--output_dirname", "run"]
             line = f"source {shlex.quote(str(settings))} && exec {shlex.join(tool)}"
             done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=_DEADLINE, env=here)

@@ -316,6 +316,14 @@ class HostTimed(Protocol):
 
 
 @runtime_checkable
+class Awake(Protocol):
+    """A runner whose network runs in another process of the board, which waits for the next block by itself."""
+
+    #: Whether it shall do so with its processor busy, see `targets.awake`: nothing else is measured in between.
+    awake: bool
+
+
+@runtime_checkable
 class Counting(Protocol):
     """A runner whose accelerator counts what it does."""
 

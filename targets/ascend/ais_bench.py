@@ -48,13 +48,14 @@ class _Summary(msgspec.Struct):
 @dataclass(frozen=True, slots=True)
 class Job:
     """One run: ``inputs`` are files of one whole batch each, in the model's order; ``profile`` is the batch to set a
-    model to that has several; ``loop`` repeats the query."""
+    model to that has several; ``loop`` repeats the query, after ``warmup`` times that do not count."""
 
     model: str
     device: int
     batch: int
     inputs: tuple[str, ...]
     loop: int = 1
+    warmup: int = 1
     profile: bool = False
 
 
@@ -75,6 +76,7 @@ def command(job: Job, python: str) -> list[str]:
     line += ["--batchsize", str(job.batch)]
     line += ["--dymBatch", str(job.batch)] if job.profile else []
     line += ["--loop", str(job.loop)] if job.loop > 1 else []
+    line += ["--warmup_count", str(job.warmup)] if job.warmup > 1 else []
     return line
 
 

@@ -33,6 +33,8 @@ DEVICE_VARIABLE = "FLEET_ASCEND_DEVICE"
 _LOADING = 60.0
 #: Seconds between two readings: npu-smi is a process of its own, and asks the driver that the network runs on.
 _TELEMETRY_INTERVAL = 5.0
+#: Seconds that a process of ais_bench warms up for, where queries are many.
+_WARMUP_SECONDS = 0.5
 #: Seconds between two lines that tell how far a run is.
 _PROGRESS_INTERVAL = 1.0
 
@@ -112,6 +114,8 @@ class AscendRunner:
         self._toolkit = toolkit.find()
         self._soc = self._plan.soc_version or _soc_version(self._chip)
         self._start_seconds = 0.0
+        #: Of a query, as the last block told; 0 before the first.
+        self._latency = 0.0
         self._told_at = -math.inf
         self._scratch = Scratch("ascend")
         try:
@@ -141,7 +145,13 @@ class AscendRunner:
 
     def measure(self, queries: int) -> npt.NDArray[np.float64]:
         """Time on the NPU alone; copies, and the process around it, are not in it."""
-        return self._run(queries).seconds
+        import numpy as np
+
+        # A process begins cold, and each block is one: it shall not tell of that.
+        warmup = min(queries, math.ceil(_WARMUP_SECONDS / self._latency)) if self._latency > 0 else 1
+        latencies = self._run(queries, warmup).seconds
+        self._latency = float(np.median(latencies))
+        return latencies
 
     def block_queries(self, seconds_per_query: float) -> int:
         """As many as take as long as a start does: so at least half the time of a measurement is measured."""
@@ -173,7 +183,7 @@ class AscendRunner:
             with disk_errors(f"input '{spec.name}'"):
                 (self._scratch.path / f"{_stem(index)}.bin").write_bytes(array.tobytes())
 
-    def _run(self, loop: int) -> Done:
+    def _run(self, loop: int, warmup: int = 1) -> Done:
         from targets.ascend import ais_bench
 
         folder = self._scratch.path
@@ -187,6 +197,7 @@ class AscendRunner:
             batch=self._plan.batch,
             inputs=tuple(f"{_stem(index)}.bin" for index in range(len(self._manifest.inputs))),
             loop=loop,
+            warmup=warmup,
             profile=bool(self._plan.batches),
         )
         deadline = seconds(ais_bench.DEADLINE_VARIABLE, ais_bench.DEADLINE)

@@ -139,11 +139,11 @@ class BoardPython(helper_process.HelperProcess):
     def infer(self, inputs: Sequence[bytes | memoryview]) -> bytes:
         return self.ask("infer", {}, b"".join(inputs), timeout=_CALL_SECONDS)[1]
 
-    def measure(self, queries: int) -> bytes:
-        return self.ask("measure", {"queries": queries}, timeout=_CALL_SECONDS)[1]
+    def measure(self, queries: int, *, awake: bool = False) -> bytes:
+        return self.ask("measure", {"queries": queries, "awake": int(awake)}, timeout=_CALL_SECONDS)[1]
 
-    def together(self, queries: int) -> bytes:
-        return self.ask("together", {"queries": queries}, timeout=_CALL_SECONDS)[1]
+    def together(self, queries: int, *, awake: bool = False) -> bytes:
+        return self.ask("together", {"queries": queries, "awake": int(awake)}, timeout=_CALL_SECONDS)[1]
 
     def end(self) -> None:
         self.close(_CLOSE_SECONDS)

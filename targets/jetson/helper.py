@@ -334,6 +334,7 @@ def _refusal(error: Exception) -> tuple[str, str]:
 
 def serve(helper: Helper, source: Any, sink: Any) -> None:
     """Answer requests until there are no more, or one is no request."""
+    from targets.awake import wait_awake
     from targets.jetson import words
     from targets.jetson.engines import Refused
 
@@ -361,6 +362,8 @@ def serve(helper: Helper, source: Any, sink: Any) -> None:
         send(sink, name, reply, data)
         if name == "close":
             return
+        if fields.get("awake"):
+            wait_awake(source.fileno())
 
 
 def send(sink: Any, name: str, fields: dict[str, Any], payload: Any) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class TorchRunner:
-    """A :class:`targets.base.Runner`, :class:`targets.base.Counting` and :class:`targets.base.HostTimed`.
+    """A :class:`targets.base.Runner`, and `Counting`, `HostTimed` and `Awake` of that module.
 
     Latencies are of the host's clock, from a call until the GPU is done, inputs and results staying on the GPU. The
     counter ``gpu_ms`` is the median of the same queries by CUDA's own events; without a GPU there is none.
@@ -32,6 +32,7 @@ class TorchRunner:
         closed: Callable[[], None],
         sensed: Callable[[], dict[str, str]],
     ) -> None:
+        self.awake = False
         self.engine = manifest.requirements.accelerator
         self._inputs = manifest.inputs
         self._outputs = manifest.outputs
@@ -67,7 +68,7 @@ class TorchRunner:
     def measure(self, queries: int) -> npt.NDArray[np.float64]:
         import numpy as np
 
-        taken = np.frombuffer(self._helper.measure(queries), np.float64)
+        taken = np.frombuffer(self._helper.measure(queries, awake=self.awake), np.float64)
         if len(taken) not in (queries, 2 * queries):
             raise BoardError(f"the board's Python gave {len(taken)} times for {queries} queries", code="bad-samples")
         if len(taken) > queries:
@@ -79,7 +80,7 @@ class TorchRunner:
         return self.measure(queries)
 
     def run_together(self, queries: int) -> float:
-        (seconds,) = struct.unpack("<d", self._helper.together(queries))
+        (seconds,) = struct.unpack("<d", self._helper.together(queries, awake=self.awake))
         return float(seconds)
 
     def counters(self) -> dict[str, int | float]:

@@ -38,9 +38,10 @@ REQUESTS: Any = {
     # Inputs one after the other, in the program's order and its outer types; answered by the outputs.
     "infer": ({}, _MOST_BYTES),
     # On the inputs last given; answered by float64: seconds of the host for each query, then those of the GPU.
-    "measure": ({"queries": _whole(1, 1 << 24)}, 0),
+    # ``awake``: then wait for the next request with the processor busy.
+    "measure": ({"queries": _whole(1, 1 << 24), "awake": _whole(0, 1)}, 0),
     # The same, waited for once at the end; answered by one float64.
-    "together": ({"queries": _whole(1, 1 << 24)}, 0),
+    "together": ({"queries": _whole(1, 1 << 24), "awake": _whole(0, 1)}, 0),
     "close": ({}, 0),
 }
 
