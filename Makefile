@@ -5,11 +5,12 @@ PYTEST_WORKERS ?= 2
 # What MXNet, whose networks the zoo's are checked against, can be installed for.
 PYTHON311 ?= python3.11
 
-.PHONY: help setup demo test test-boards test-originals lint format bench originals lock clean
+.PHONY: help setup demo test test-slow test-boards test-originals lint format bench originals lock clean
 
 help:
 	@echo "make demo    simulated boards: deploy, bench, run a picture (light install)"
-	@echo "make test    every test that needs no hardware (full install)"
+	@echo "make test    the tests that need neither hardware nor patience (full install)"
+	@echo "make test-slow  the tests that compile whole networks, again and again"
 	@echo "make test-boards  emulated ARM boards, provisioned and benched (as root; needs mmdebstrap and qemu-user-static)"
 	@echo "make test-originals  the zoo's networks beside MXNet's own, on PARITY_PICTURES (20) pictures"
 	@echo "make lint    ruff and mypy        make format  rewrite the layout"
@@ -25,7 +26,10 @@ demo:
 	@scripts/demo.sh
 
 test: setup
-	$(BIN)/pytest -n $(PYTEST_WORKERS) --dist loadfile -m "not originals and not boards"
+	$(BIN)/pytest -n $(PYTEST_WORKERS) --dist loadfile -m "not slow and not originals and not boards"
+
+test-slow: setup
+	$(BIN)/pytest -n $(PYTEST_WORKERS) --dist loadfile -m slow
 
 test-boards: setup
 	$(BIN)/pytest -n $(PYTEST_WORKERS) --dist loadgroup -m boards tests/boards tests/integration/test_provision.py

@@ -31,6 +31,7 @@ from targets.jetson.runner import TorchRunner
 pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="these are about a machine without a GPU"),
     # Compilers run in these, on machines that others load too.
+    pytest.mark.slow,
     pytest.mark.timeout(900),
 ]
 

@@ -34,7 +34,7 @@ from targets.jetson.tvm_cuda import build_tvm, toolchain
 from targets.jetson.tvm_device import unmet_tvm
 
 # Compilers run in these, on machines that others load too.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 CHIPS = pytest.mark.parametrize("chip", chips.CHIPS, ids=lambda chip: chip.name)
 EM_AARCH64, EM_CUDA = 183, 190

@@ -29,7 +29,7 @@ from targets.jetson import board_python
 from targets.jetson.device import JetsonDevice
 
 # Compilers run in these, on machines that others load too.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 VERSIONS = ("2.8.0", "2.14.0")
 EITHER = pytest.mark.parametrize("version", VERSIONS)

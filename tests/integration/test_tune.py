@@ -20,6 +20,8 @@ from rpc_fixtures import KEY, board, link
 from targets.base import FleetError, find
 from targets.tuning import Endpoint, Finding
 
+pytestmark = pytest.mark.slow
+
 NET = "shapes-classifier"
 
 

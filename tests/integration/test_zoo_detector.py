@@ -18,6 +18,8 @@ from controller.home import Home
 from controller.zoo import card, draw, evaluate
 from targets.base import Option
 
+pytestmark = pytest.mark.slow
+
 #: Neither what the network was trained on, nor what its card was measured with, nor what it is calibrated on.
 UNSEEN = 1009
 COUNT = 120
