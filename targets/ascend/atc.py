@@ -7,7 +7,7 @@ from pathlib import Path
 
 from targets.ascend import atc_errors
 from targets.ascend.plan import PRECISION_MODES, Plan
-from targets.ascend.process import OnLine, TimedOut, run
+from targets.ascend.process import OnLine, OnWait, TimedOut, run
 from targets.ascend.toolkit import Toolkit
 from targets.base import FleetError
 from targets.files import disk_full
@@ -51,7 +51,9 @@ def _batch(plan: Plan, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(batch if extent == -1 and axis == 0 else extent for axis, extent in enumerate(shape))
 
 
-def compile_model(plan: Plan, toolkit: Toolkit, soc_version: str, folder: Path, log: Path, on_line: OnLine) -> Path:
+def compile_model(
+    plan: Plan, toolkit: Toolkit, soc_version: str, folder: Path, log: Path, on_line: OnLine, on_wait: OnWait
+) -> Path:
     """Compile the model that lies in ``folder``; the ``.om`` in it. What ATC prints is kept in ``log``.
 
     Raises :class:`FleetError`: ``atc-failed`` with ATC's reason explained, ``timeout``, ``disk-full``, ``no-toolkit``.
@@ -75,6 +77,7 @@ def compile_model(plan: Plan, toolkit: Toolkit, soc_version: str, folder: Path, 
                 environment=environment,
                 folder=folder,
                 on_line=on_line,
+                on_wait=on_wait,
                 log=kept,
                 with_parent=True,
             )

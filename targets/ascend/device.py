@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,7 +40,7 @@ _PROGRESS_INTERVAL = 1.0
 
 
 class AscendDevice:
-    """A :class:`targets.base.DeviceHalf` and :class:`targets.base.CompilingDevice`."""
+    """A :class:`targets.base.DeviceHalf`, `targets.base.CompilingDevice` and `targets.base.TellingDevice`."""
 
     def __init__(self) -> None:
         self._readings: dict[str, float] = {}
@@ -62,7 +62,10 @@ class AscendDevice:
         return ""
 
     def load(self, bundle: LoadedBundle, threads: int) -> AscendRunner:
-        return AscendRunner(bundle)
+        return self.load_telling(bundle, threads, lambda _stage: None)
+
+    def load_telling(self, bundle: LoadedBundle, threads: int, progress: Callable[[str], None]) -> AscendRunner:
+        return AscendRunner(bundle, progress)
 
     def telemetry(self) -> dict[str, float]:
         """Of each chip ``npu<device>_…``: power in W, temperature in °C, load of its AI cores, memory in bytes."""
@@ -101,7 +104,7 @@ class AscendRunner:
 
     engine = "ais_bench"
 
-    def __init__(self, bundle: LoadedBundle) -> None:
+    def __init__(self, bundle: LoadedBundle, progress: Callable[[str], None]) -> None:
         # NumPy is for the worker alone; the agent asks this module for telemetry.
         from targets.ascend.om_cache import OmCache
         from targets.ascend.sim.om import refuse_simulated
@@ -128,6 +131,7 @@ class AscendRunner:
                 self._toolkit,
                 self._scratch.path,
                 lambda line: print(f"atc: {line}", flush=True),
+                lambda waited: progress(f"atc compiles for {self._soc}, {waited:.0f} s"),
             )
             refuse_simulated(self._model, self._toolkit.version)
             how = "from the cache" if cached else f"in {time.monotonic() - begin:.0f} s"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from targets.ascend import atc
 from targets.ascend.onnx_parts import join
 from targets.ascend.plan import AIPP, GRAPH, HEAD, Plan
-from targets.ascend.process import OnLine
+from targets.ascend.process import OnLine, OnWait
 from targets.ascend.toolkit import Toolkit
 from targets.files import disk_errors
 
@@ -45,7 +45,14 @@ class OmCache:
             folder.mkdir(mode=0o755, parents=True, exist_ok=True)
 
     def get(
-        self, bundle: LoadedBundle, plan: Plan, soc_version: str, toolkit: Toolkit, scratch: Path, on_line: OnLine
+        self,
+        bundle: LoadedBundle,
+        plan: Plan,
+        soc_version: str,
+        toolkit: Toolkit,
+        scratch: Path,
+        on_line: OnLine,
+        on_wait: OnWait = lambda _: None,
     ) -> tuple[Path, bool]:
         """The compiled model of a bundle, and whether it was here already. Raises as `atc.compile_model` does."""
         digests = {file.path: file.sha256 for file in bundle.manifest.files}
@@ -70,7 +77,8 @@ class OmCache:
                     with disk_errors("the configuration of AIPP"):
                         (work / atc.AIPP).write_bytes(bundle.path(AIPP).read_bytes())
                 with disk_errors("the compiled model"):
-                    made = atc.compile_model(plan, toolkit, soc_version, work, path.with_suffix(".log"), on_line)
+                    log = path.with_suffix(".log")
+                    made = atc.compile_model(plan, toolkit, soc_version, work, log, on_line, on_wait)
                     made.replace(path)
             finally:
                 shutil.rmtree(work, ignore_errors=True)

@@ -20,6 +20,9 @@ import psutil
 from targets.base import FleetError
 
 OnLine = Callable[[str], None]
+#: Told every few seconds for how many a command has been running.
+OnWait = Callable[[float], None]
+_WAIT = 2.0
 #: Bytes kept of what a command prints: its first and its last; a command that prints without end fills no memory.
 _KEPT = 256 << 10
 #: Bytes that go to a log at most.
@@ -60,14 +63,15 @@ def run(
     environment: Mapping[str, str] | None = None,
     folder: Path | None = None,
     on_line: OnLine = lambda _: None,
+    on_wait: OnWait = lambda _: None,
     log: IO[bytes] | None = None,
     with_parent: bool = False,
 ) -> Finished:
     """Run a command in ``folder`` and wait for its end, ``deadline`` seconds at most.
 
     Each line, or each part that a carriage return ends, goes to ``on_line`` without control characters; what is printed
-    goes to ``log``, the first megabytes of it. ``with_parent``: it is killed when the calling thread ends, however that
-    happens.
+    goes to ``log``, the first megabytes of it. ``on_wait`` is told every few seconds. ``with_parent``: it is killed
+    when the calling thread ends, however that happens.
 
     Raises :class:`TimedOut`, and :class:`FleetError` ``not-started``. Whatever is raised, by ``on_line`` too, nothing
     that was started is left.
@@ -91,7 +95,7 @@ def run(
     try:
         with process:
             assert process.stdout is not None
-            in_time = _read(process, process.stdout, printed, begin + deadline)
+            in_time = _read(process, process.stdout, printed, begin + deadline, on_wait)
             if not in_time:
                 end(process.pid)
                 process.wait()
@@ -130,17 +134,24 @@ def _family(pid: int) -> list[psutil.Process]:
         return []
 
 
-def _read(process: subprocess.Popen[bytes], source: IO[bytes], printed: _Printed, until: float) -> bool:
+def _read(
+    process: subprocess.Popen[bytes], source: IO[bytes], printed: _Printed, until: float, on_wait: OnWait
+) -> bool:
     """Read until the end of output and process; whether that was in time."""
     os.set_blocking(source.fileno(), False)
     closed = False
+    begin = told = time.monotonic()
     with selectors.DefaultSelector() as selector:
         selector.register(source, selectors.EVENT_READ)
         while not closed:
             ended = process.poll() is not None
             if ended:
                 until = min(until, time.monotonic() + _AFTER)
-            remaining = until - time.monotonic()
+            now = time.monotonic()
+            if now - told >= _WAIT:
+                told = now
+                on_wait(now - begin)
+            remaining = until - now
             if remaining <= 0:
                 return False
             if selector.select(min(remaining, 0.2)):

@@ -269,6 +269,14 @@ def _runs(pid: int) -> bool:
         return False
 
 
+def test_what_says_nothing_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_WAIT", 0.1)
+    told: list[float] = []
+    with pytest.raises(process.TimedOut):
+        process.run(["sleep", "60"], deadline=1.5, on_wait=told.append)
+    assert told and told == sorted(told) and told[0] >= 0.1 and told[-1] <= 1.5
+
+
 def test_at_the_deadline_all_that_was_started_is_ended(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     script = f"echo $$ > {pids}; sleep 300 & echo $! >> {pids}; (sleep 300 & echo $! >> {pids}; wait) & echo on; wait"
@@ -331,7 +339,8 @@ def _compile(tmp_path: Path, script: str) -> Path:
     (work / atc.MODEL).write_bytes(b"model")
     plan = msgspec.convert({"inputs": [{"name": "x", "shape": [1, 3]}], "tensors": []}, Plan)
     made = _Toolkit(tmp_path, script)
-    return atc.compile_model(plan, made, "Ascend310", work, tmp_path / "kept.log", lambda _: None)  # type: ignore[arg-type]
+    log = tmp_path / "kept.log"
+    return atc.compile_model(plan, made, "Ascend310", work, log, lambda _: None, lambda _: None)  # type: ignore[arg-type]
 
 
 def test_atc_succeeded_if_it_says_so_and_there_is_a_model(tmp_path: Path) -> None:
