@@ -82,6 +82,8 @@ class Bencher:
             added = [await worker.call(c.AskConditions(), c.Conditions) for worker in workers]
         found = verdict.conditions(before, [reading for _, reading in during.taken], after, **_load(first, last))
         ids = [uuid.uuid4().hex for _ in arms]
+        if self._config.emulated:
+            found["emulated"] = f"on {self._config.emulated}"
         results = []
         for number, arm in enumerate(arms):
             # Of two that are interleaved, nobody knows which one drew what.
@@ -96,7 +98,7 @@ class Bencher:
                     run=ids[number],
                     device=self._config.name,
                     target=self._config.target,
-                    simulated=self._config.simulated,
+                    simulated=self._config.no_board,
                     model=arm.model,
                     bundle=arm.bundle_id,
                     engine=workers[number].engine,

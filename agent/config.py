@@ -95,6 +95,13 @@ class Config:
     worker_idle: float = WORKER_IDLE_TIMEOUT
     start_deadline: float = WORKER_START_DEADLINE
     call_deadline: float = WORKER_CALL_DEADLINE
+    #: The machine underneath when this processor is emulated.
+    emulated: str = ""
+
+    @property
+    def no_board(self) -> bool:
+        """Whether what this agent tells is no board's, and says so: a simulated one's, or an emulated processor's."""
+        return self.simulated or bool(self.emulated)
 
 
 class AgentInfo(msgspec.Struct, kw_only=True):

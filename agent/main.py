@@ -20,6 +20,7 @@ from agent import memory
 from agent.config import VERSION, AgentInfo, Config, Home, read_info, read_keys, write_info
 from agent.faults import FULL_DISK_QUOTA, KINDS, Faults
 from targets.base import FleetError
+from targets.emulation import emulated_on
 from targets.files import write_atomic
 
 if TYPE_CHECKING:
@@ -180,6 +181,7 @@ def _config(options: argparse.Namespace) -> Config:
         tracker=_host_port(options.tracker) if options.tracker else None,
         # A simulator is no board, whoever started it.
         simulated=options.simulated or base.is_simulator(options.target),
+        emulated=emulated_on(),
         faults=faults,
         quota=FULL_DISK_QUOTA if "disk-full" in faults else options.quota,
         **{name: value for name, value in given.items() if value is not None},

@@ -176,7 +176,7 @@ class Server:
             agent_version=VERSION,
             device=self._config.name,
             target=self._config.target,
-            simulated=self._config.simulated,
+            simulated=self._config.no_board,
             max_message=MAX_MESSAGE,
             rpc_port=self.rpc_port,
         )

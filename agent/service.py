@@ -141,7 +141,7 @@ class Service:
         return p.Status(
             device=self._config.name,
             target=self._config.target,
-            simulated=self._config.simulated,
+            simulated=self._config.no_board,
             agent_version=VERSION,
             state=self._machine.state,
             releases=self._machine.releases(),

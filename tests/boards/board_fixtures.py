@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from board_fleet import BoardFleet
 from board_hosts import Board
-from board_roots import ARCHITECTURES, alone, cache_folder, missing, root
+from board_roots import ARCHITECTURES, alone, cache_folder, missing, roots
 
 Boards = Callable[..., Board]
 
@@ -21,7 +21,7 @@ def board_roots() -> dict[str, Path]:
     reason = missing()
     if reason:
         pytest.skip(reason)
-    return {name: root(one) for name, one in ARCHITECTURES.items()}
+    return roots(ARCHITECTURES.values())
 
 
 @pytest.fixture(scope="session")

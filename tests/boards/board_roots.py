@@ -18,7 +18,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -199,15 +199,20 @@ def alone(path: Path) -> Iterator[None]:
         yield
 
 
+def roots(wanted: Iterable[Architecture]) -> dict[str, Path]:
+    """Of several architectures at once, by Debian's names: what sets a root up is one process after the other."""
+    named = {one.debian: one for one in wanted}
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        return dict(zip(named, pool.map(root, named.values()), strict=True))
+
+
 def main(names: Sequence[str]) -> int:
     reason = missing()
     if reason:
         print(reason, file=sys.stderr)
         return 1
-    wanted = [ARCHITECTURES[name] for name in names or ARCHITECTURES]
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        for made in pool.map(root, wanted):
-            print(made)
+    for made in roots(ARCHITECTURES[name] for name in names or ARCHITECTURES).values():
+        print(made)
     return 0
 
 

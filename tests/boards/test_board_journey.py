@@ -5,6 +5,7 @@ Once for each architecture, in the order of this file: a board's life is too slo
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -105,6 +106,8 @@ def test_a_bench_over_each_carrier(place: Place, carrier: str) -> None:
     result = only(place.fleet.good("bench", "--device", place.name, *short, *where)["runs"])
     assert (result["model"], result["verdict"]) == (NET, "VALID")
     assert result["samples"] >= 20 and 0 < result["latency_ms"]["p50"] < 60_000
+    # What an emulator measured is no board's figure, and says so.
+    assert result["simulated"] and result["conditions"]["emulated"] == f"on {os.uname().machine}"
     assert result["conditions"]["apache-tvm"].startswith("0.27.0")
 
 
