@@ -32,7 +32,7 @@ test-slow: setup
 	$(BIN)/pytest -n $(PYTEST_WORKERS) --dist loadfile -m slow
 
 test-boards: setup
-	$(BIN)/pytest -n $(PYTEST_WORKERS) --dist loadgroup -m boards tests/boards tests/integration/test_provision.py
+	$(BIN)/pytest -n $(PYTEST_WORKERS) --dist loadscope -m boards tests/boards tests/integration/test_provision.py
 
 test-originals: setup originals
 	$(BIN)/pytest -m originals tests/integration

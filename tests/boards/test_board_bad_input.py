@@ -13,7 +13,7 @@ from board_fleet import BoardFleet, only
 from board_hosts import Board
 from board_roots import OPERATOR
 
-pytestmark = [pytest.mark.boards, pytest.mark.timeout(1800), pytest.mark.xdist_group("bad-input")]
+pytestmark = [pytest.mark.boards, pytest.mark.timeout(1800)]
 __all__ = ["board_roots", "boards"]
 
 

@@ -18,7 +18,7 @@ from fleet_fixtures import run
 
 from targets.base import FleetError
 
-pytestmark = [pytest.mark.boards, pytest.mark.timeout(1800), pytest.mark.xdist_group("hosts")]
+pytestmark = [pytest.mark.boards, pytest.mark.timeout(1800)]
 __all__ = ["board_roots", "boards"]
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 

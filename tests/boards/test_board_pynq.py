@@ -21,7 +21,7 @@ from pynq_boards import BITSTREAM, CONFIG, BoardAtHand
 
 from targets.vta.counters import NAMES
 
-pytestmark = [pytest.mark.boards, pytest.mark.timeout(1800), pytest.mark.xdist_group("pynq")]
+pytestmark = [pytest.mark.boards, pytest.mark.timeout(1800)]
 __all__ = ["board_roots", "boards", "own_runtime"]
 
 NET = "shapes-classifier"
