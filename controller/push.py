@@ -112,7 +112,8 @@ async def push(session: Session, bundle: Bundle, traffic: Traffic, listener: Lis
         try:
             await push_files.send(session, link, files, progress.arrived)
         except push_files.NoFilesError as error:
-            listener(Message(session.device.name, f"{error.message}; files are sent as messages instead", "warning"))
+            # As it is where the agent has a user of its own: slower, and nothing that anybody has to mend.
+            listener(Message(session.device.name, f"{error.message}; files are sent as messages instead"))
             missing = await query(session, bundle, traffic)
     sender = _Sender(session, traffic, progress)
     try:

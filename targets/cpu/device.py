@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -186,9 +187,11 @@ class CPURunner:
             tensor.copyfrom(np.fromfile(path, dtype).reshape(spec.shape))
             return tensor
         tensor = new(spec.shape, spec.dtype)
-        # Straight into the tensor: what passes through the heap on its way stays there.
+        # Straight into the tensor: what passes through the heap on its way stays there. By its address, because
+        # NumPy before 2.1 (Debian's) lets nobody write to what it gets by DLPack.
+        seen = np.from_dlpack(tensor)
         with path.open("rb", buffering=0) as file:
-            file.readinto(np.from_dlpack(tensor).reshape(-1).view(np.uint8).data)
+            file.readinto((ctypes.c_char * seen.nbytes).from_address(seen.ctypes.data))
         return tensor
 
 
