@@ -18,6 +18,10 @@ from targets.cores import usable
 _DEADLINE = 1800.0
 _COMMON = ("-fPIC", "-O2", "-fno-sanitize=undefined", "-ffunction-sections", "-fdata-sections", "-DNDEBUG", "-w")
 
+# Each library has C++'s runtime in it, with the exceptions that it knows of. On 32-bit ARM some of that is exported
+# unless it is said to be local, and who throws and who cleans up would be of two libraries: the process ends.
+_OWN = "{ local: __cxa_*; _Unwind_*; __aeabi_unwind_*; __gnu_unwind_*; };\n"
+
 Progress = Callable[[str, float], None]
 
 
@@ -108,9 +112,14 @@ def _compile(unit: Unit, includes: Sequence[Path], architecture: Architecture, c
 def _link(
     library: Library, objects: Sequence[Path], architecture: Architecture, out: Path, made: Mapping[str, Path]
 ) -> Path:
-    path = out / library.name
+    path, own = out / library.name, out / f"{library.name}.map"
+    own.write_text(_OWN)
     arguments = ["-shared", "-fPIC", "-s", f"-mcpu={architecture.cpu}", "-Wl,--gc-sections", "-Wl,--build-id=none"]
-    arguments += [f"-Wl,-soname,{library.name}", *([f"-Wl,-rpath,{library.rpath}"] if library.rpath else [])]
+    arguments += [
+        f"-Wl,--version-script={own}",
+        f"-Wl,-soname,{library.name}",
+        *([f"-Wl,-rpath,{library.rpath}"] if library.rpath else []),
+    ]
     arguments += ["-o", str(path), *map(str, objects), *(str(made[name]) for name in library.needs)]
     driver: Literal["cc", "c++"] = "c++" if any(unit.driver == "c++" for unit in library.units) else "cc"
     zig.run(driver, arguments, architecture.triple, f"linking {library.name} for {architecture.name}", _DEADLINE)
