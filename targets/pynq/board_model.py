@@ -9,7 +9,7 @@ makes of ``ap_ctrl_hs`` (Xilinx UG902).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -85,6 +85,11 @@ class PhysicalMemory:
         del self._buffers[address]
 
     @property
+    def used(self) -> int:
+        """Bytes from the pool's beginning to the end of its last buffer."""
+        return max((start + len(view) - self.pool for start, view in self._buffers.items()), default=0)
+
+    @property
     def free_bytes(self) -> int:
         return self.size - sum(-(-len(view) // PAGE) * PAGE for view in self._buffers.values())
 
@@ -105,21 +110,34 @@ class PhysicalMemory:
         raise BusError(f"{size} bytes at {address:#x} are not allocated")
 
 
+class Runs(Protocol):
+    """What executes a stream of instructions on memory, as `Simulator.run` does."""
+
+    def run(self, table: isa.Table, dram: Bytes) -> object: ...
+
+
 class BoardModel:
     """The four register windows of one accelerator, as after power-up.
 
     A program that the simulator finds at fault never finishes, as on hardware; ``fault`` then says why. ``hang`` makes
-    every program do so.
+    every program do so. ``simulator`` computes, if it is not to be one of its own.
     """
 
-    def __init__(self, config: VtaConfig, memory: PhysicalMemory, timing: Timing | None = None, hang: bool = False):
+    def __init__(
+        self,
+        config: VtaConfig,
+        memory: PhysicalMemory,
+        timing: Timing | None = None,
+        hang: bool = False,
+        simulator: Runs | None = None,
+    ) -> None:
         self.fault = ""
         self.runs = 0
         self._config = config
         self._memory = memory
         self._timing = timing or Timing()
         self._hang = hang
-        self._simulator = Simulator(config, fill=0xA5)
+        self._simulator: Runs = simulator or Simulator(config, fill=0xA5)
         self._registers: dict[tuple[int, int], int] = {}
         self._control = [IDLE] * 4
         self._done = 0

@@ -168,6 +168,11 @@ class Board:
         (first,) = psutil.Process(self._process.pid).children()
         return first
 
+    @property
+    def gateway(self) -> str:
+        """This machine's address on the board's cable."""
+        return socket.inet_ntoa((int.from_bytes(socket.inet_aton(self.address), "big") - 1).to_bytes(4, "big"))
+
     def processes(self) -> list[psutil.Process]:
         """All that runs on it, as this machine sees it."""
         return [self.init, *self.init.children(recursive=True)]

@@ -73,7 +73,8 @@ class BoardAtHand:
         self.site = self.root / "site"
         (self.site / "pynq").mkdir(parents=True)
         shutil.copy(IMAGES / f"{self.dialect}.py", self.site / "pynq/__init__.py")
-        shutil.copy(IMAGES / "board_machine.py", self.site / "board_machine.py")
+        for name in ("board_machine.py", "away.py"):
+            shutil.copy(IMAGES / name, self.site / name)
         self.facts: dict[str, Any] = {
             "config": CONFIG.identity,
             "idcode": "23727093",

@@ -77,8 +77,13 @@ class Machine:
             if hangs:
                 (ROOT / "hung").touch()
             timing = Timing(*BOARD.get("timing", (2, 3, 6)))
+            away = None
+            if BOARD.get("fpga"):
+                from away import Away
+
+                away = Away(BOARD["fpga"], self.memory)
             self._board = BoardModel(
-                config.load(BOARD["config"]), self.memory, timing, hang=bool(hangs or BOARD.get("hang"))
+                config.load(BOARD["config"]), self.memory, timing, bool(hangs or BOARD.get("hang")), away
             )
         return self._board
 
