@@ -60,7 +60,7 @@ class Simulated:
 
 @pytest.fixture
 def simulated(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> Simulated:  # noqa: F811
-    monkeypatch.setenv(ais_bench.DEADLINE_VARIABLE, "20")
+    monkeypatch.setenv(ais_bench.DEADLINE_VARIABLE, "60")
     [made] = yard.up(1, target="ascend")
     [device] = yard.everything
     prefix = yard.home.sim / made.name / PREFIX
@@ -75,7 +75,7 @@ def test_build_prove_measure(simulated: Simulated) -> None:
     report = simulated.deploy()
     assert report.status == "active", report.reason
     result = simulated.bench()
-    assert isinstance(result, p.RunResult)
+    assert isinstance(result, p.RunResult), result
     assert result.engine == "ais_bench" and result.simulated and result.target == "ascend"
     assert result.conditions["weight_dtype"] == "float16" and "Ascend310P3" in str(result.conditions["device"])
     assert len(result.samples) >= 4 and all(np.array(result.samples) > 0)

@@ -273,10 +273,10 @@ def test_a_disk_that_gets_full_in_the_middle(tmp_path: Path, sshd: Server) -> No
             hog = disk / "hog"
 
             def fill() -> None:
-                with hog.open("wb") as file, contextlib.suppress(OSError):
+                # Unbuffered: what did not fit would be tried again when the file is closed.
+                with hog.open("wb", buffering=0) as file, contextlib.suppress(OSError):
                     while True:
                         file.write(bytes(1 << 20))
-                        file.flush()
 
             error = board.run(cut_when(bundle, traffic, 4_000_000, fill))
             assert error.code == "disk-full", error
