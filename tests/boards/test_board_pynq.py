@@ -81,7 +81,7 @@ def test_the_helper_is_where_only_root_writes_it_and_may_be_started_as_root(pynq
 
 
 def test_a_network_on_the_accelerator(pynq: PynqPlace) -> None:
-    """To the bit what the integers say, or the release would not be active; and it is kept over a reboot."""
+    """To the bit what the integers say, or the release would not be active."""
     done = pynq.fleet.one("deploy", NET, "--device", "pynq-1", *pynq.options)
     # Its processor is emulated.
     assert (done["status"], done["simulated"]) == ("active", True), done
