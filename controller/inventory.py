@@ -53,6 +53,8 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     host: str = ""
     #: Threads to run models with; 0 takes all cores.
     threads: int = 0
+    #: Build options of everything that is built for it, such as which board it is; a model's own are on top.
+    options: dict[str, Option] = {}
     simulated: bool = False
     #: For a simulated board, the folder it lives in: its address changes when it is started again.
     folder: str = ""

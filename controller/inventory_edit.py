@@ -17,7 +17,7 @@ from targets.base import FleetError
 
 # Text that YAML reads as itself without quotes.
 _PLAIN = re.compile(r"(?!(?:true|false|null)$)[A-Za-z][A-Za-z0-9._/-]*(?::(?://)?[A-Za-z0-9._/-]+)*", re.IGNORECASE)
-_FIELDS = ("name", "target", *KEYS, "labels", "host", "threads")
+_FIELDS = ("name", "target", *KEYS, "labels", "host", "threads", "options")
 
 
 def add(path: Path, device: Device) -> None:

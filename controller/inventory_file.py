@@ -25,7 +25,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 _TOP = ("defaults", "devices", "models", "assign")
 _DEFAULTS = ("threads", "tracker", "labels")
-_DEVICE = ("name", "target", *KEYS, "labels", "host", "threads", "model")
+_DEVICE = ("name", "target", *KEYS, "labels", "host", "threads", "options", "model")
 _MODEL = ("file", "weights", "options", "preprocess", "postprocess", "labels")
 _ASSIGN = ("model", "target", "labels", "devices", "weights", "options", "slot", "threads")
 
@@ -50,6 +50,7 @@ defaults:
 #    tracker: 192.168.7.1:9190          # or a TVM tracker, at which the board is known as rpc_key
 #    rpc_key: bench-1
 #    labels: {{room: lab}}
+#    options: {{board: rpi4}}             # build options of all that is built for it
 #    host: rack-1                       # boards on one machine are measured one after the other
 devices: []
 
@@ -175,6 +176,7 @@ class _Reader(Values):
                 labels={**base["labels"], **self.labels(node, "labels", where)},
                 host=self.string(node, "host", where),
                 threads=self.integer(node, "threads", where) or base["threads"],
+                options=self.options(node, where),
                 **reach(self, node, where, line, base["tracker"]),
             )
         )

@@ -103,7 +103,7 @@ async def carry_out(
 
         async def one_after_the_other(devices: Sequence[Device]) -> None:
             for device in devices:
-                bencher = _Bencher(fleet, device, options, results, commit, bundles)
+                bencher = _Bencher(fleet, device, options, results, commit, bundles, not one_model)
                 found[device.name] = await bencher.run(plans[device.name])
 
         tasks = [asyncio.create_task(one_after_the_other(devices)) for devices in machines.values()]
@@ -167,6 +167,8 @@ class _Bencher:
     results: Results
     commit: str
     bundles: dict[Want, Bundle | FleetError]
+    #: Whether what is measured was not asked for, and is what the inventory assigns.
+    assigned: bool
     manifests: dict[str, Manifest] = field(default_factory=dict)
 
     async def run(self, plan: Sequence[Measurement]) -> list[Outcome]:
@@ -204,6 +206,9 @@ class _Bencher:
         ids = [await self._arm(session, arm) for arm in measurement.arms]
         status = await session.connection.request(p.GetStatus(), p.Status)
         release = next((r for r in status.releases if r.slot == measurement.slot), None)
+        if self.assigned and not self.options.batches and ids and release and release.bundle not in ids:
+            text = f"measured is {measurement.words}, as the inventory assigns it; it runs {printable(release.model)}"
+            listener(Message(name, f"{text} {release.bundle[:12]}: name that one to measure it"))
         listener(DeviceChanged(name, "benching", *((release.bundle, printable(release.model)) if release else ())))
         try:
             tell = stages(name, listener)

@@ -208,7 +208,7 @@ def read(fleet: Fleet, path: str) -> Bundle:
 
 
 def _want_for(fleet: Fleet, model: str, device: Device, weights: str, options: Mapping[str, Option]) -> Want:
-    want = _want(fleet, model, device.target, weights, options)
+    want = _want(fleet, model, device.target, weights, options, device.options)
     return _simulated(want) if device.simulated else want
 
 
@@ -220,9 +220,12 @@ def _simulated(want: Want) -> Want:
     return replace(want, options=tuple(sorted(target.simulated_options(dict(want.options)).items())))
 
 
-def _want(fleet: Fleet, model: str, target: str, weights: str, options: Mapping[str, Option]) -> Want:
+def _want(
+    fleet: Fleet, model: str, target: str, weights: str, options: Mapping[str, Option], below: Mapping[str, Option] = {}
+) -> Want:
+    """``options`` come before the inventory's of the model, and those before the ones ``below``, of a device."""
     entry = fleet.inventory.models.get(model)
-    merged = {**(entry.options if entry else {}), **options}
+    merged = {**below, **(entry.options if entry else {}), **options}
     return Want(
         model=model,
         # An archive is what it is, whatever device it is for.

@@ -10,7 +10,7 @@ import typer
 
 from controller.cli import complete, exits
 from controller.cli.running import run
-from controller.cli.session import Session, command, default, pairs
+from controller.cli.session import Session, build_options, command, default, pairs
 from controller.liveness import OUT_OF_REACH
 from targets.base import FleetError, Link
 
@@ -64,6 +64,10 @@ def register(app: typer.Typer) -> None:
         label: Annotated[list[str] | None, typer.Option("--label", metavar="K=V", help="Repeatable.")] = None,
         host: Annotated[str, typer.Option(help="Machine that it shares with other boards.")] = "",
         threads: Annotated[int, typer.Option(min=0, help="Threads to run models with; 0 for all cores.")] = 0,
+        option: Annotated[
+            list[str] | None,
+            typer.Option("--option", metavar="K=V", help="Option of all builds for it (repeatable), as board=rpi4."),
+        ] = None,
     ) -> int:
         """Add a device to the inventory."""
         from controller.home import Home
@@ -88,6 +92,7 @@ def register(app: typer.Typer) -> None:
             labels=pairs(label or (), "--label"),
             host=host,
             threads=threads,
+            options=build_options(option or ()),
         )
         add_device(path, device)
         session.answer({"added": name, "inventory": str(path)}, f"added {name} to {path}")

@@ -188,6 +188,12 @@ def test_what_the_inventory_assigns(cli: Cli) -> None:
         mixed = cli("deploy", "--all", "--json")
         assert mixed.code == 1
         assert "assigns no model" in mixed.document["results"][1]["reason"]
+        # Measured without being named, while the board runs another.
+        cli.good("deploy", "shapes-ssd", "--device", "sim-1")
+        benched = cli("bench", "--device", "sim-1", "--min-duration", "0.2")
+        assert benched.code == 0
+        assert f"measured is {NET}, as the inventory assigns it; it runs shapes-ssd" in benched.err
+        cli.good("rollback", "--device", "sim-1")
     finally:
         (cli.cwd / "fleet.yaml").unlink()
 

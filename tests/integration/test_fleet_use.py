@@ -13,6 +13,7 @@ import sys
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 from agent_client import wait_for
 from build_fixtures import convnet
@@ -24,6 +25,7 @@ from controller.events import DeviceChanged, Event, Message, Reading, SampleBatc
 from controller.home import Home
 from controller.inventory import Device
 from controller.options import BenchOptions, RunOptions
+from controller.prepare import jobs_for
 from controller.reports import RunReport
 from controller.results import Results
 from targets.base import FleetError
@@ -224,6 +226,11 @@ def test_a_network_from_file_to_answers(yard: Yard, model: Path) -> None:
     one, two = run(fleet.bench(None, selection, BenchOptions(spec=QUICK, batches=(1, 2))))
     assert isinstance(one, p.RunResult) and isinstance(two, p.RunResult)
     assert (one.engine, one.batch, two.batch) == ("time_evaluator", 1, 2)
+
+    # What is said of the device holds for what is built for it, and the model's own come before that.
+    device = msgspec.structs.replace(selection[0], options={"cores": 1, "batch": 4})
+    assert dict(jobs_for(fleet, "pictures", device, options={})[0].want.options) == {"cores": 1, "batch": 4}
+    assert dict(jobs_for(fleet, None, device, options={"batch": 2})[0].want.options) == {"cores": 1, "batch": 2}
 
     # A retrained last layer costs its own weights, and a new golden set.
     write(head)

@@ -236,7 +236,9 @@ def test_the_template_is_valid_and_edits_keep_comments(tmp_path: Path) -> None:
     write(path, template())
     original = path.read_text()
     pi = Device(name="pi", target="arm64", address="tcp://pi.lab:7700", key=KEY, labels={"room": "lab", "no": "3"})
-    odd = Device(name="007", target="x86", rpc="[::1]:9090", host="null", threads=3)
+    odd = Device(
+        name="007", target="x86", rpc="[::1]:9090", host="null", threads=3, options={"mcpu": "host", "cores": 2}
+    )
     add(path, pi)
     add(path, odd)
     loaded = Inventory.load(path)
