@@ -10,37 +10,37 @@ from typing import Any
 import pytest
 from board_fleet import BoardFleet
 from board_hosts import Board
-from board_roots import ARCHITECTURES, alone, cache_folder, missing, roots
+from board_roots import ARCHITECTURES, EMULATED, alone, cache_folder, missing, roots
 
 Boards = Callable[..., Board]
 
 
-@pytest.fixture(scope="session")
-def board_roots() -> dict[str, Path]:
-    """The root file systems, by Debian's names of the architectures."""
-    reason = missing()
+def board_root(name: str) -> Path:
+    """The root file system of an architecture, by Debian's name of it; skips where its boards cannot run."""
+    kind = ARCHITECTURES[name]
+    # Setting one up is one process after the other: those that take minutes are made together.
+    together = EMULATED if kind.emulator else {name: kind}
+    reason = missing(together.values())
     if reason:
         pytest.skip(reason)
-    return roots(ARCHITECTURES.values())
+    return roots(together.values())[name]
 
 
-@pytest.fixture(scope="session")
-def own_runtime(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """TVM's runtime for armv7 is compiled, or was before: not by two workers at once."""
-    fleet = BoardFleet(tmp_path_factory.mktemp("runtime"))
+def own_runtime(fleet: BoardFleet, machine: str) -> None:
+    """TVM's runtime for a machine is compiled, or was before: not by two workers at once."""
     with alone(cache_folder() / "runtime.lock"):
-        fleet.good("runtime", "build", "--arch", "armv7l", "-o", fleet.root)
+        fleet.good("runtime", "build", "--arch", machine, "-o", fleet.root)
 
 
 @pytest.fixture(scope="module")
-def boards(board_roots: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Boards]:
+def boards(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Boards]:
     """Makes boards, running and reachable by SSH, that are gone after the last test of the module."""
     made: list[Board] = []
 
     def make(architecture: str, name: str = "", **more: Any) -> Board:
         name = name or f"{architecture}-{len(made) + 1}"
         folder = tmp_path_factory.mktemp("board") / name
-        made.append(Board(ARCHITECTURES[architecture], board_roots[architecture], folder, name, **more))
+        made.append(Board(ARCHITECTURES[architecture], board_root(architecture), folder, name, **more))
         return made[-1].start()
 
     yield make

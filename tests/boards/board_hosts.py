@@ -1,4 +1,4 @@
-"""Emulated boards: hosts in namespaces of their own, with an address, an OpenSSH server and a disk each.
+"""Boards of the tests: hosts in namespaces of their own, with an address, an OpenSSH server and a disk each.
 
 A board is a process tree under a first process of its own (``board_init.sh``). That process ends when the one that
 started it does, even when it is killed, and with it end all processes, mounts and interfaces of the board: nothing is
@@ -51,7 +51,7 @@ CPUINFO = {
 
 @dataclass
 class Board:
-    """An emulated board; ``folder`` has its disk, keys and the log of its SSH server, and outlives its starts."""
+    """A board; ``folder`` has its disk, keys and the log of its SSH server, and outlives its starts."""
 
     architecture: Architecture
     #: The root file system it lies over.
@@ -77,7 +77,8 @@ class Board:
         self.put("etc/hostname", f"{self.name}\n")
         self.put("etc/hosts", f"127.0.0.1 localhost\n127.0.1.1 {self.name}\n")
         self.put("etc/ssh/sshd_config.d/board.conf", "PasswordAuthentication no\nUseDNS no\n")
-        (self.folder / "cpuinfo").write_text(CPUINFO[self.architecture.debian])
+        if told := CPUINFO.get(self.architecture.debian):
+            (self.folder / "cpuinfo").write_text(told)
         self.known_hosts = self.folder / "known_hosts"
         # Never the configuration of who runs the tests.
         (self.folder / "ssh_config").touch()
@@ -142,11 +143,14 @@ class Board:
         """Pull the plug."""
         if self._process is None:
             return
+        group = Path()
         with contextlib.suppress(psutil.NoSuchProcess):
             for child in psutil.Process(self._process.pid).children():
+                group = control_group(child.pid)
                 child.kill()
         self._process.kill()
         self._process.wait(20)
+        _forget(group)
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 stream.close()
@@ -245,19 +249,49 @@ class Board:
 
     def inside(self, *command: str) -> str:
         """What a command says that root runs on the board's own console; it has to succeed."""
-        prefix = ("nsenter", "--target", str(self.init.pid), "--all", "--", "chroot", str(self.folder / "root"))
-        done = subprocess.run([*prefix, *command], capture_output=True, text=True, timeout=COMMAND_DEADLINE)
+        done = subprocess.run(
+            [*self._enter, *command],
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_DEADLINE,
+        )
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
+
+    @property
+    def _enter(self) -> Sequence[str]:
+        return ("nsenter", "--target", str(self.init.pid), "--all", "--root", "--wd=/", "--")
 
     def copy_in(self, source: Path, to: str) -> None:
         """Put a file or folder of this machine on the running board, as root."""
         packed = subprocess.Popen(["tar", "-C", source.parent, "-cf", "-", source.name], stdout=subprocess.PIPE)
-        prefix = ("nsenter", "--target", str(self.init.pid), "--mount", "--")
-        target = str(self.folder / "root") + to
-        subprocess.run([*prefix, "mkdir", "-p", target], check=True)
-        subprocess.run([*prefix, "tar", "--no-same-owner", "-C", target, "-xf", "-"], stdin=packed.stdout, check=True)
+        self.inside("mkdir", "-p", to)
+        unpack = ("tar", "--no-same-owner", "-C", to, "-xf", "-")
+        subprocess.run([*self._enter, *unpack], stdin=packed.stdout, check=True)
         assert packed.wait() == 0
+
+
+def control_group(pid: int) -> Path:
+    """The folder of a board's control group, if it was given one of its own (systemd has one for each service)."""
+    path = Path(f"/proc/{pid}/cgroup").read_text().rpartition("0::")[2].strip()
+    mine = next((part for part in path.split("/") if part.startswith("fleet-board.")), "")
+    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    at = next((Path(fields[1]) for fields in mounts if fields[2] == "cgroup2"), Path())
+    return at / mine if mine and at.is_absolute() else Path()
+
+
+def _forget(group: Path) -> None:
+    """Remove an empty control group and those in it; the kernel needs a moment after the last process of one."""
+    if group == Path():
+        return
+
+    def gone() -> bool:
+        with contextlib.suppress(OSError):
+            for folder, _, _ in os.walk(group, topdown=False):
+                Path(folder).rmdir()
+        return not group.exists()
+
+    wait_for(gone, f"the end of {group}", 20)
 
 
 def _line(stream: IO[bytes], deadline: float) -> bytes:

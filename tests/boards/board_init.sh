@@ -1,5 +1,5 @@
 #!/bin/sh
-# The first process of an emulated board, in namespaces of its own: board_init.sh LOWER FOLDER NAME MEGABYTES
+# The first process of a board, in namespaces of its own: board_init.sh LOWER FOLDER NAME MEGABYTES
 #
 # LOWER is a root file system that is not changed; what the board writes lies below FOLDER, or, where MEGABYTES is not
 # 0, on a disk of that size that is empty at every start. A line on standard input says that the network is there.
@@ -31,11 +31,29 @@ ln -s /proc/self/fd "$root/dev/fd"
 # What the processor is called, and what it can do: qemu shows the host's.
 [ ! -f "$folder/cpuinfo" ] || mount --bind "$folder/cpuinfo" "$root/proc/cpuinfo"
 
+if [ -x "$root/lib/systemd/systemd" ]; then
+  # A control group of its own, which systemd divides among its services; all it sees of them.
+  mkdir -p "$folder/groups"
+  mount -t cgroup2 cgroup2 "$folder/groups"
+  group=$(mktemp -d "$folder/groups/fleet-board.XXXXXX")
+  echo 0 > "$group/cgroup.procs"
+  umount "$folder/groups"
+fi
+
+# Its root is that of the namespace, and not of a chroot: in one of those a service may not have its own users.
+cd "$root"
+pivot_root . mnt
+umount -l /mnt
+
 echo mounted
 read -r _
+if [ -x /lib/systemd/systemd ]; then
+  exec unshare --cgroup sh -c 'mount -t cgroup2 cgroup2 /sys/fs/cgroup
+    exec env -i container=fleet /lib/systemd/systemd --log-target=journal' >/dev/null
+fi
 # As at the end of any boot without systemd.
-[ ! -x "$root/etc/rc.local" ] || chroot "$root" /etc/rc.local </dev/null &
+[ ! -x /etc/rc.local ] || /etc/rc.local </dev/null &
 while :; do
-  chroot "$root" /usr/sbin/sshd -D -e </dev/null || true
+  /usr/sbin/sshd -D -e </dev/null || true
   sleep 1
 done

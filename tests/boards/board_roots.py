@@ -1,4 +1,6 @@
-"""Root file systems of emulated boards: Debian for arm64 and armhf, run by qemu's user mode, built once and kept.
+"""Root file systems of boards: Debian for arm64 and armhf, run by qemu's user mode, and for amd64 with systemd.
+
+They are built once and kept.
 
 ``python tests/boards/board_roots.py [ARCHITECTURE...]`` builds what is missing, both at once, and prints where it is.
 
@@ -28,6 +30,8 @@ ADMIN, OPERATOR = "fleetadmin", "fleetguest"
 _PACKAGES = ("openssh-server", "python3", "python3-venv", "sudo", "procps", "iproute2")
 #: What PyPI has no wheels of for armv7, as PYNQ's image brings it or the `arm` role installs it.
 _COMPILED = ("python3-numpy", "python3-zmq", "python3-psutil", "python3-zstandard", "python3-cryptography")
+#: What starts a whole Debian; an emulator knows too little of the kernel's calls for it.
+_SYSTEMD = ("systemd-sysv", "dbus", "libpam-systemd")
 _SETUP = f"""\
 set -eu
 rm -f /etc/ssh/ssh_host_*
@@ -49,6 +53,7 @@ class Architecture:
 
     debian: str
     uname: str
+    #: The program that runs its programs here; empty: this machine's processor does.
     emulator: str
     #: ``e_machine`` of its ELF files, and their class (1: 32 bits, 2: 64).
     machine: int
@@ -88,20 +93,29 @@ class Architecture:
 
 ARM64 = Architecture("arm64", "aarch64", "qemu-aarch64-static", 183, 2)
 ARMHF = Architecture("armhf", "armv7l", "qemu-arm-static", 40, 1, packages=(*_PACKAGES, *_COMPILED))
-ARCHITECTURES = {one.debian: one for one in (ARM64, ARMHF)}
+AMD64 = Architecture("amd64", "x86_64", "", 62, 2, packages=(*_PACKAGES, *_SYSTEMD))
+EMULATED = {one.debian: one for one in (ARM64, ARMHF)}
+ARCHITECTURES = {**EMULATED, AMD64.debian: AMD64}
 
 
-def missing() -> str:
-    """Why no emulated board can run on this machine; empty if it can."""
+def missing(wanted: Iterable[Architecture]) -> str:
+    """Why no boards of these can run on this machine; empty if they can."""
+    wanted = list(wanted)
     if os.geteuid() != 0:
-        return "emulated boards need root: namespaces, overlays, a root file system of another architecture"
+        return "boards of the tests need root: namespaces, overlays, a root file system of their own"
+    machine = os.uname().machine
+    if foreign := [one.uname for one in wanted if not one.emulator and one.uname != machine]:
+        return f"boards of this machine's own processor are {foreign[0]} ones, and this is a {machine}"
     tools = {"mmdebstrap": "mmdebstrap", "unshare": "util-linux", "ip": "iproute2", "ssh-keygen": "openssh-client"}
-    tools |= {one.emulator: "qemu-user-static" for one in ARCHITECTURES.values()}
+    tools |= {one.emulator: "qemu-user-static" for one in wanted if one.emulator}
     packages = sorted({package for tool, package in tools.items() if not shutil.which(tool)})
     if packages:
-        return f"emulated boards need: apt-get install {' '.join(packages)}"
-    if "binfmt_misc" not in Path("/proc/filesystems").read_text() and not (_BINFMT / "register").exists():
+        return f"boards of the tests need: apt-get install {' '.join(packages)}"
+    known = Path("/proc/filesystems").read_text().split()
+    if any(one.emulator for one in wanted) and "binfmt_misc" not in known and not (_BINFMT / "register").exists():
         return "emulated boards need binfmt_misc, which this kernel does not have"
+    if not all(one.emulator for one in wanted) and "cgroup2" not in known:
+        return "boards with systemd need control groups of version 2, which this kernel does not have"
     return ""
 
 
@@ -128,6 +142,8 @@ def root(architecture: Architecture) -> Path:
 
 def register(architecture: Architecture) -> None:
     """Have the kernel start this machine's programs under qemu; it stays until the next boot."""
+    if not architecture.emulator:
+        return
     if not (_BINFMT / "register").exists():
         subprocess.run(["mount", "-t", "binfmt_misc", "binfmt_misc", _BINFMT], check=True)
     if not architecture.entry.exists():
@@ -207,11 +223,12 @@ def roots(wanted: Iterable[Architecture]) -> dict[str, Path]:
 
 
 def main(names: Sequence[str]) -> int:
-    reason = missing()
+    wanted = [ARCHITECTURES[name] for name in names or EMULATED]
+    reason = missing(wanted)
     if reason:
         print(reason, file=sys.stderr)
         return 1
-    for made in roots(ARCHITECTURES[name] for name in names or ARCHITECTURES).values():
+    for made in roots(wanted).values():
         print(made)
     return 0
 

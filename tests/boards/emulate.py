@@ -1,4 +1,4 @@
-"""Emulated boards for a person: ``sudo .venv/bin/python tests/boards/emulate.py FOLDER [arm64|armhf]``.
+"""Emulated boards for a person: ``sudo .venv/bin/python tests/boards/emulate.py FOLDER [arm64|armhf|amd64]``.
 
 Boots a board whose disk and keys lie in FOLDER (a new one, or one of an earlier board, which then boots again with
 what is on it), prints how it is put into an inventory, and pulls the plug at Ctrl-C.
@@ -19,23 +19,24 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "integration"), str(HERE.parents[1]
 from board_hosts import Board  # noqa: E402
 from board_roots import ADMIN, ARCHITECTURES, missing, root  # noqa: E402
 
-TARGETS = {"arm64": "arm64", "armhf": "armv7"}
+TARGETS = {"arm64": "arm64", "armhf": "armv7", "amd64": "x86"}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Emulated ARM boards, behind SSH at an address of their own.")
+    parser = argparse.ArgumentParser(description="Boards without boards, behind SSH at an address of their own.")
     parser.add_argument("folder", type=Path, help="where its disk and its keys lie")
     parser.add_argument("architecture", nargs="?", choices=ARCHITECTURES, default="arm64")
     parser.add_argument("--name", default="", help="its name (default: that of the folder)")
     given = parser.parse_args()
-    reason = missing()
+    kind = ARCHITECTURES[given.architecture]
+    reason = missing([kind])
     if reason:
         print(reason, file=sys.stderr)
         return 1
     folder = given.folder.absolute()
     name = given.name or folder.name
-    print(f"the root file system of {given.architecture} (made now if it is not there yet, which takes minutes) …")
-    board = Board(ARCHITECTURES[given.architecture], root(ARCHITECTURES[given.architecture]), folder, name)
+    print(f"the root file system of {kind.debian} (made now if it is not there yet, which takes minutes) …")
+    board = Board(kind, root(kind), folder, name)
     # Whoever became root for this is the one who logs in.
     uid, gid = int(os.environ.get("SUDO_UID", 0)), int(os.environ.get("SUDO_GID", 0))
     board.start()

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 from agent_client import wait_for
-from board_fixtures import Boards, board_roots, boards
+from board_fixtures import Boards, boards
 from board_fleet import BoardFleet, only
 from board_hosts import Board
 from board_roots import OPERATOR
 
 pytestmark = [pytest.mark.boards, pytest.mark.timeout(1800)]
-__all__ = ["board_roots", "boards"]
+__all__ = ["boards"]
 
 
 @pytest.fixture(scope="module")

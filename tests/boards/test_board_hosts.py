@@ -11,21 +11,21 @@ from pathlib import Path
 
 import pytest
 from agent_client import is_dead, wait_for
-from board_fixtures import Boards, board_roots, boards
+from board_fixtures import Boards, board_root, boards
 from board_hosts import Board, said
-from board_roots import ARCHITECTURES, OPERATOR
+from board_roots import EMULATED, OPERATOR
 from fleet_fixtures import run
 
 from targets.base import FleetError
 
 pytestmark = [pytest.mark.boards, pytest.mark.timeout(1800)]
-__all__ = ["board_roots", "boards"]
-every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
+__all__ = ["boards"]
+every_architecture = pytest.mark.parametrize("architecture", EMULATED)
 
 
 @pytest.fixture(scope="module")
 def pair(boards: Boards) -> dict[str, Board]:
-    return {name: boards(name) for name in ARCHITECTURES}
+    return {name: boards(name) for name in EMULATED}
 
 
 @every_architecture
@@ -71,14 +71,14 @@ def test_a_small_disk_is_full_soon(boards: Boards) -> None:
     assert failed.status != 0 and "No space left" in failed.stderr
 
 
-def test_nothing_is_left_of_a_board_when_its_tests_are_killed(board_roots: dict[str, Path], tmp_path: Path) -> None:
+def test_nothing_is_left_of_a_board_when_its_tests_are_killed(tmp_path: Path) -> None:
     program = f"""
         import sys, time
         sys.path[:0] = {sys.path!r}
         from pathlib import Path
         from board_hosts import Board
         from board_roots import ARM64
-        board = Board(ARM64, Path({str(board_roots["arm64"])!r}), Path({str(tmp_path / "board")!r}), "short").start()
+        board = Board(ARM64, Path({str(board_root("arm64"))!r}), Path({str(tmp_path / "board")!r}), "short").start()
         print(board._interface, *[one.pid for one in board.processes()], flush=True)
         time.sleep(600)
     """

@@ -16,14 +16,15 @@ from pathlib import Path
 import psutil
 import pytest
 from agent_client import REPOSITORY, wait_for
-from board_fixtures import Boards, board_roots, boards, own_runtime
+from board_fixtures import Boards, boards, own_runtime
 from board_fleet import BoardFleet, only
 from board_hosts import Board, said
 from board_memory import resident
+from board_roots import ARCHITECTURES
 from fleet_fixtures import run
 
 pytestmark = [pytest.mark.boards, pytest.mark.timeout(1800)]
-__all__ = ["board_roots", "boards", "own_runtime"]
+__all__ = ["boards"]
 
 NET, ZOO = "shapes-classifier", "mobilenet_v2"
 MEGABYTE = 1e6
@@ -60,9 +61,9 @@ class Place:
 def place(request: pytest.FixtureRequest, boards: Boards, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """A board that was bare, and is provisioned."""
     kind: type[Journey] = request.cls
-    if kind.runtime == "own":
-        request.getfixturevalue("own_runtime")
     fleet = BoardFleet(tmp_path_factory.mktemp("fleet"))
+    if kind.runtime == "own":
+        own_runtime(fleet, ARCHITECTURES[kind.architecture].uname)
     made = Place(boards(kind.architecture, f"{kind.target}-1"), fleet, kind.target, kind.runtime, kind.option)
     done = fleet.one(*made.provision())
     assert done["status"] == "provisioned", done
@@ -81,6 +82,10 @@ def agents(place: Place) -> list[psutil.Process]:
     return sorted(found, key=lambda one: one.ppid() in pids)
 
 
+def idle(place: Place) -> bool:
+    return "idle" in place.fleet("devices", "check", "--device", place.name).out
+
+
 def releases(place: Place) -> list[tuple[str, str]]:
     device = only(place.fleet.good("status", "--device", place.name)["devices"])
     return [(one["slot"], one["bundle"]) for one in device["releases"]]
@@ -94,6 +99,11 @@ class Journey:
     target: str
     runtime: str
     option: str
+    #: Whether a processor is emulated, and the agent's service is the script for systems without systemd.
+    emulated = True
+    runs_by_script = True
+    #: Seconds in which its agent is up, however slow the processor.
+    deadline = 60
 
     def test_a_second_provision_changes_nothing(self, place: Place) -> None:
         done = place.fleet.one(*place.provision())
@@ -101,6 +111,18 @@ class Journey:
         checked = place.fleet.one(*place.provision("--check"))
         assert (checked["status"], checked["changes"]) == ("good", [])
         assert place.agent() == done["agent"]
+
+    def test_the_agent_has_no_rights_and_is_started_again(self, place: Place) -> None:
+        agent = agents(place)[0]
+        status = dict(line.split(":\t", 1) for line in Path(f"/proc/{agent.pid}/status").read_text().splitlines())
+        assert (status["NoNewPrivs"], int(status["CapEff"], 16), int(status["CapPrm"], 16)) == ("1", 0, 0)
+        # Filtered by systemd; without it there is no filter.
+        systemd = not self.runs_by_script
+        assert status["Seccomp"] == ("2" if systemd else "0")
+        command = ["systemctl", "is-active", "fleet-agent"] if systemd else ["/opt/fleet/run-agent", "status"]
+        assert place.board.inside(*command).startswith("active" if systemd else "running")
+        agent.kill()
+        wait_for(lambda: agents(place)[:1] not in ([], [agent]) and idle(place), "another agent", 120)
 
     def test_a_network_over_ssh(self, place: Place) -> None:
         """The board computes what the source framework computed, or the release would not be active."""
@@ -124,7 +146,8 @@ class Journey:
         assert (result["model"], result["verdict"]) == (NET, "VALID")
         assert result["samples"] >= 20 and 0 < result["latency_ms"]["p50"] < 60_000
         # What an emulator measured is no board's figure, and says so.
-        assert result["simulated"] and result["conditions"]["emulated"] == f"on {os.uname().machine}"
+        assert result["simulated"] == self.emulated
+        assert result["conditions"].get("emulated") == (f"on {os.uname().machine}" if self.emulated else None)
         assert result["conditions"]["apache-tvm"].startswith("0.27.0")
 
     def test_a_network_of_the_zoo_over_tvm_rpc(self, place: Place) -> None:
@@ -145,7 +168,8 @@ class Journey:
             format = "-f=${Installed-Size}\\n"
             sizes = said(run(place.board.run("dpkg-query", "-W", format, *(f"python3-{name}" for name in names))))
             installed += sum(int(size) * 1024 for size in sizes)
-        memory = resident(agents(place)[0].pid)
+        agent = agents(place)[0]
+        memory = resident(agent.pid) if self.emulated else agent.memory_info().rss
         print(f"{place.target}: installed {installed / MEGABYTE:.1f} MB, at rest {memory / MEGABYTE:.1f} MB")
         if place.target == "armv7":
             assert installed < 60 * MEGABYTE and memory < 60 * MEGABYTE
@@ -154,8 +178,7 @@ class Journey:
     def test_a_reboot_keeps_the_releases(self, place: Place) -> None:
         before = releases(place)
         place.board.reboot()
-        place.fleet("devices", "check", "--device", place.name)
-        wait_for(lambda: "idle" in place.fleet("devices", "check", "--device", place.name).out, "the agent", 180)
+        wait_for(lambda: idle(place), "the agent", 180)
         assert releases(place) == before != []
         found = place.fleet.one("run", NET, place.fleet.root / "star.png", "--device", place.name)
         assert found["top"][0]["label"] == "star"
@@ -168,7 +191,7 @@ class Journey:
             "    config = _config(options)\n",
             '    raise RuntimeError("not today")\n',
         )
-        done = broken.failed(*place.provision("--update"))
+        done = broken.failed(*place.provision("--update", "--deadline", str(self.deadline)))
         assert done["status"] == "rolled-back" and "not today" in done["reason"], done
         assert place.agent() == before and releases(place)
 
@@ -205,3 +228,11 @@ class TestArm64(Journey):
 
 class TestArmv7(Journey):
     architecture, target, runtime, option = "armhf", "armv7", "own", "board=pynq"
+
+
+class TestSystemd(Journey):
+    """With systemd as its first process, and all that the service's unit takes from the agent: on this processor."""
+
+    architecture, target, runtime, option = "amd64", "x86", "pypi", "cores=2"
+    emulated = runs_by_script = False
+    deadline = 10

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from agent_client import REPOSITORY
-from board_fixtures import Boards, board_roots, boards, own_runtime
+from board_fixtures import Boards, boards, own_runtime
 from board_fleet import BoardFleet, only
 from board_fpga import fabric
 from board_hosts import Board
@@ -24,7 +24,7 @@ from pynq_boards import BITSTREAM, CONFIG, BoardAtHand
 from targets.vta.counters import NAMES
 
 pytestmark = [pytest.mark.boards, pytest.mark.timeout(1800)]
-__all__ = ["board_roots", "boards", "own_runtime"]
+__all__ = ["boards"]
 
 NET = "shapes-classifier"
 MACHINE = "/srv/machine"
@@ -49,7 +49,7 @@ class PynqPlace:
 
 
 @pytest.fixture(scope="module")
-def pynq(boards: Boards, own_runtime: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PynqPlace]:
+def pynq(boards: Boards, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PynqPlace]:
     """A provisioned board of PYNQ 3.0."""
     root = tmp_path_factory.mktemp("pynq")
     machine = BoardAtHand(root / "machine", "pynq_3_0")
@@ -63,6 +63,7 @@ def pynq(boards: Boards, own_runtime: None, tmp_path_factory: pytest.TempPathFac
         board.copy_in(python, str(Path(IMAGE_PYTHON).parent))
         fleet = BoardFleet(root / "fleet")
         fleet.add(board, "pynq")
+        own_runtime(fleet, board.architecture.uname)
         done = fleet.one("provision", board.name)
         assert done["status"] == "provisioned", done
         bitstream = root / "vta.bit"
