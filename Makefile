@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST_WORKERS ?= 2
+# Tests of boards wait for boards more than they compute.
+BOARD_WORKERS ?= 4
 # What MXNet, whose networks the zoo's are checked against, can be installed for.
 PYTHON311 ?= python3.11
 
@@ -32,7 +34,7 @@ test-slow: setup
 	$(BIN)/pytest -n $(PYTEST_WORKERS) --dist loadfile -m slow
 
 test-boards: setup
-	$(BIN)/pytest -n $(PYTEST_WORKERS) --dist loadscope -m boards tests/boards tests/integration/test_provision.py
+	$(BIN)/pytest -n $(BOARD_WORKERS) --dist loadscope -m boards tests/boards tests/integration/test_provision.py
 
 test-originals: setup originals
 	$(BIN)/pytest -m originals tests/integration
