@@ -56,9 +56,9 @@ def play(fleet: BoardFleet, **variables: str) -> None:
 def test_a_unit_lets_the_agent_do_what_it_has_to(board: Board, fleet: BoardFleet, hardware: str) -> None:
     if hardware == "root":
         # As the helper is started that programs an FPGA; systemd starts nothing if it cannot be.
-        board.inside("sh", "-c", "echo 'fleet ALL=(root) NOPASSWD: /usr/bin/touch /run/mark' >/etc/sudoers.d/mark")
-        board.inside("mkdir", "-p", DROP_IN)
-        start = "[Service]\\nExecStartPre=/usr/bin/sudo -n /usr/bin/touch /run/mark\\n"
+        touch = "/usr/bin/touch /lib/firmware/mark"
+        board.inside("sh", "-c", f"echo 'fleet ALL=(root) NOPASSWD: {touch}' >/etc/sudoers.d/mark; mkdir -p {DROP_IN}")
+        start = f"[Service]\\nExecStartPre=/usr/bin/sudo -n {touch}\\n"
         board.inside("sh", "-c", f"printf '{start}' >{DROP_IN}/mark.conf")
     play(fleet, common_hardware=hardware)
     state = only(fleet.good("devices", "check", "--device", board.name)["devices"])
@@ -67,4 +67,4 @@ def test_a_unit_lets_the_agent_do_what_it_has_to(board: Board, fleet: BoardFleet
     forbids = "no" if hardware == "root" else "yes"
     assert sorted(loaded.split()) == ["ActiveState=active", f"NoNewPrivileges={forbids}"]
     if hardware == "root":
-        assert board.inside("stat", "-c", "%U", "/run/mark").strip() == "root"
+        assert board.inside("stat", "-c", "%U", "/lib/firmware/mark").strip() == "root"

@@ -162,12 +162,13 @@ needs_systemd_analyze = pytest.mark.skipif(not shutil.which("systemd-analyze"), 
 @needs_systemd_analyze
 @pytest.mark.parametrize("hardware", ["none", "devices", "root"])
 def test_the_unit_is_one(tmp_path: Path, hardware: str) -> None:
-    # The program must be there for systemd to be content.
+    # The programs must be there for systemd to be content.
     root = tmp_path / "root"
-    program = root / "opt/fleet/agent/bin/fleet-agent"
-    program.parent.mkdir(parents=True)
-    program.write_text("#!/bin/sh\n")
-    program.chmod(0o755)
+    for name in ("opt/fleet/agent/bin/fleet-agent", "bin/mkdir"):
+        program = root / name
+        program.parent.mkdir(parents=True)
+        program.write_text("#!/bin/sh\n")
+        program.chmod(0o755)
     place = root / "etc/systemd/system"
     place.mkdir(parents=True)
     for name in ("network-online.target", "time-sync.target", "sysinit.target", "basic.target", "shutdown.target"):
